@@ -1,0 +1,33 @@
+//! What natten computes: the description of an attention ([`Problem`]), its [`geometry`], the traits of a backend
+//! ([`Backend`], [`Plan`]), and the f64 oracle that every backend is checked against ([`reference`]). No threads, no
+//! devices, no I/O, no `unsafe`.
+//!
+//! One truth lives here: where a window starts, which boxes a kernel visits, which tensors an operation takes and
+//! gives back. Backends use it; a backend that derives a window of its own is a bug.
+#![forbid(unsafe_code)]
+
+mod backend;
+mod cost;
+mod dtype;
+mod error;
+pub mod geometry;
+mod marker;
+mod merge;
+mod problem;
+pub mod reference;
+mod tensor;
+
+pub use backend::{
+    Artifact, Backend, Bindings, DeviceInfo, DeviceKind, HostQueue, Pending, Plan, PlanOptions, PlanReport,
+    Queue, SourceKind, Submission, Workspace, check_tensor, padded_tile, ready,
+};
+pub use cost::Cost;
+pub use dtype::{DType, Element};
+pub use error::{Error, Result};
+pub use marker::{MaybeSend, MaybeSync};
+pub use merge::{Partial, merge_attentions, merge_attentions_backward};
+pub use problem::{Op, OpRequest, Problem, ProblemBuilder, Role, RoleSet, TensorSpec};
+pub use tensor::{
+    HostElement, HostSlice, HostSliceMut, HostTensor, Storage, Tensor, check_view, checked_len,
+    contiguous_strides, is_injective,
+};

@@ -1,0 +1,621 @@
+//! Tensors: [`HostTensor`] owns typed numbers in memory; [`Tensor`] is a strided view of shared [`Storage`] anywhere.
+//!
+//! Views cost nothing. Foreign memory (a tensor of another library) is storage whose owner is kept alive: implement
+//! [`Storage`] for a type that holds the owner.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use crate::dtype::{DType, Element};
+use crate::error::{Error, Result};
+use crate::marker::{MaybeSend, MaybeSync};
+use crate::problem::TensorSpec;
+
+macro_rules! host_types {
+    ($($variant:ident($type:ty)),*) => {
+        /// Typed numbers that somebody else owns.
+        #[derive(Clone, Copy, Debug)]
+        #[non_exhaustive]
+        pub enum HostSlice<'a> {
+            $(#[doc = concat!("Elements of type ", stringify!($type), ".")] $variant(&'a [$type])),*
+        }
+
+        /// Typed numbers that somebody else owns, to write to.
+        #[derive(Debug)]
+        #[non_exhaustive]
+        pub enum HostSliceMut<'a> {
+            $(#[doc = concat!("Elements of type ", stringify!($type), ".")] $variant(&'a mut [$type])),*
+        }
+
+        #[derive(Clone, Debug, PartialEq)]
+        enum HostData {
+            $($variant(Vec<$type>)),*
+        }
+
+        impl HostSlice<'_> {
+            /// The element type.
+            pub const fn dtype(&self) -> DType {
+                match self { $(Self::$variant(_) => DType::$variant),* }
+            }
+
+            /// The number of elements.
+            pub const fn len(&self) -> usize {
+                match self { $(Self::$variant(s) => s.len()),* }
+            }
+
+            /// Whether there is no element.
+            pub const fn is_empty(&self) -> bool {
+                self.len() == 0
+            }
+
+            /// One element, widened.
+            pub fn get(&self, index: usize) -> f64 {
+                match self { $(Self::$variant(s) => s[index].to_f64()),* }
+            }
+        }
+
+        impl HostSliceMut<'_> {
+            /// Rounds `value` into one element.
+            pub fn set(&mut self, index: usize, value: f64) {
+                match self { $(Self::$variant(s) => s[index] = Element::from_f64(value)),* }
+            }
+        }
+
+        impl HostData {
+            fn zeros(dtype: DType, len: usize) -> Result<Self> {
+                match dtype { $(DType::$variant => Ok(Self::$variant(zeroed(len)?))),* }
+            }
+
+            fn slice(&self) -> HostSlice<'_> {
+                match self { $(Self::$variant(v) => HostSlice::$variant(v)),* }
+            }
+
+            fn slice_mut(&mut self) -> HostSliceMut<'_> {
+                match self { $(Self::$variant(v) => HostSliceMut::$variant(v)),* }
+            }
+
+            fn from_le_bytes(dtype: DType, bytes: &[u8]) -> Self {
+                match dtype {
+                    $(DType::$variant => {
+                        let (chunks, _) = bytes.as_chunks();
+                        Self::$variant(chunks.iter().map(|&chunk| <$type>::from_le_bytes(chunk)).collect())
+                    })*
+                }
+            }
+
+            fn to_le_bytes(&self) -> Vec<u8> {
+                match self { $(Self::$variant(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect()),* }
+            }
+        }
+
+        $(
+            impl HostElement for $type {
+                fn slice(slice: HostSlice<'_>) -> Option<&[Self]> {
+                    match slice { HostSlice::$variant(s) => Some(s), _ => None }
+                }
+
+                fn slice_mut(slice: HostSliceMut<'_>) -> Option<&mut [Self]> {
+                    match slice { HostSliceMut::$variant(s) => Some(s), _ => None }
+                }
+
+                fn into_tensor(shape: &[usize], data: Vec<Self>) -> Result<HostTensor> {
+                    HostTensor::checked(shape, HostData::$variant(data))
+                }
+            }
+        )*
+    };
+}
+
+/// An [`Element`] that host memory is typed by.
+pub trait HostElement: Element {
+    /// The slice, if it holds this type.
+    fn slice(slice: HostSlice<'_>) -> Option<&[Self]>;
+
+    /// The slice, if it holds this type.
+    fn slice_mut(slice: HostSliceMut<'_>) -> Option<&mut [Self]>;
+
+    /// What [`HostTensor::new`] does.
+    ///
+    /// # Errors
+    /// As [`HostTensor::new`].
+    fn into_tensor(shape: &[usize], data: Vec<Self>) -> Result<HostTensor>;
+}
+
+host_types!(F64(f64), F32(f32), F16(f16), Bf16(bf16));
+
+fn zeroed<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
+    let mut data = Vec::new();
+    data.try_reserve_exact(len)
+        .map_err(|_| Error::OutOfMemory { needed: len.saturating_mul(size_of::<T>()), available: None })?;
+    data.resize(len, T::default());
+    Ok(data)
+}
+
+/// The number of elements of a shape.
+///
+/// # Errors
+/// [`Error::Invalid`] where it, or its bytes at 8 an element, overflow.
+pub fn checked_len(shape: &[usize]) -> Result<usize> {
+    // Zero extents do not hide an overflow of the others: strides are computed from them.
+    shape
+        .iter()
+        .filter(|&&extent| extent != 0)
+        .try_fold(8usize, |bytes, &extent| bytes.checked_mul(extent))
+        .filter(|&bytes| bytes <= isize::MAX as usize)
+        .map(|_| shape.iter().product())
+        .ok_or_else(|| {
+            Error::invalid(
+                "shape",
+                format!("{shape:?}"),
+                "its number of elements overflows",
+                "check the extents",
+            )
+        })
+}
+
+/// The strides, in elements, of a contiguous row-major tensor.
+pub fn contiguous_strides(shape: &[usize]) -> Vec<isize> {
+    let mut strides = vec![1isize; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis].max(1) as isize;
+    }
+    strides
+}
+
+/// Numbers in memory, row-major and contiguous, with their shape and type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    shape: Vec<usize>,
+    data: HostData,
+}
+
+impl HostTensor {
+    /// A tensor of `data` in row-major order.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the shape overflows or does not have as many elements as `data`.
+    pub fn new<T: HostElement>(shape: &[usize], data: Vec<T>) -> Result<Self> {
+        T::into_tensor(shape, data)
+    }
+
+    fn checked(shape: &[usize], data: HostData) -> Result<Self> {
+        let (len, given) = (checked_len(shape)?, data.slice().len());
+        if len != given {
+            return Err(Error::invalid(
+                "data",
+                format!("{given} elements"),
+                format!("shape {shape:?} has {len}"),
+                "give as many elements as the shape has",
+            ));
+        }
+        Ok(Self { shape: shape.to_vec(), data })
+    }
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the shape overflows, [`Error::OutOfMemory`] where the allocator refuses.
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Self> {
+        Ok(Self { data: HostData::zeros(dtype, checked_len(shape)?)?, shape: shape.to_vec() })
+    }
+
+    /// A tensor of zeros of the spec's shape and dtype.
+    ///
+    /// # Errors
+    /// As [`zeros`](Self::zeros).
+    pub fn zeros_like(spec: &TensorSpec) -> Result<Self> {
+        Self::zeros(spec.dtype, &spec.shape)
+    }
+
+    /// A tensor whose element at each row-major index is `f(index)`, rounded to `dtype`.
+    ///
+    /// # Errors
+    /// As [`zeros`](Self::zeros).
+    pub fn from_fn(dtype: DType, shape: &[usize], mut f: impl FnMut(usize) -> f64) -> Result<Self> {
+        let mut tensor = Self::zeros(dtype, shape)?;
+        let len = tensor.len();
+        let mut data = tensor.data.slice_mut();
+        for index in 0..len {
+            data.set(index, f(index));
+        }
+        Ok(tensor)
+    }
+
+    /// A tensor from little-endian bytes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the bytes are not as many as the shape and the dtype need.
+    pub fn from_le_bytes(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<Self> {
+        let needed = checked_len(shape)? * dtype.size();
+        if needed != bytes.len() {
+            return Err(Error::invalid(
+                "bytes",
+                bytes.len(),
+                format!("shape {shape:?} of {dtype} needs {needed}"),
+                "the file is truncated or its header is wrong: write it again",
+            ));
+        }
+        Ok(Self { shape: shape.to_vec(), data: HostData::from_le_bytes(dtype, bytes) })
+    }
+
+    /// The numbers as little-endian bytes.
+    pub fn to_le_bytes(&self) -> Vec<u8> {
+        self.data.to_le_bytes()
+    }
+
+    /// The extents.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.data.slice().dtype()
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.data.slice().len()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The numbers, typed at run time.
+    pub fn slice(&self) -> HostSlice<'_> {
+        self.data.slice()
+    }
+
+    /// The numbers, typed at run time, to write to.
+    pub fn slice_mut(&mut self) -> HostSliceMut<'_> {
+        self.data.slice_mut()
+    }
+
+    /// The numbers, if they are of type `T`.
+    pub fn as_slice<T: HostElement>(&self) -> Option<&[T]> {
+        T::slice(self.data.slice())
+    }
+
+    /// The numbers, if they are of type `T`, to write to.
+    pub fn as_mut_slice<T: HostElement>(&mut self) -> Option<&mut [T]> {
+        T::slice_mut(self.data.slice_mut())
+    }
+
+    /// The numbers widened to f64; exact.
+    pub fn to_f64(&self) -> Vec<f64> {
+        let data = self.data.slice();
+        (0..data.len()).map(|index| data.get(index)).collect()
+    }
+
+    /// The same numbers in another dtype, each rounded once.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where the allocator refuses.
+    pub fn cast(&self, dtype: DType) -> Result<Self> {
+        if dtype == self.dtype() {
+            return Ok(self.clone());
+        }
+        let data = self.data.slice();
+        Self::from_fn(dtype, &self.shape, |index| data.get(index))
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl<T: HostElement, D: ndarray::Dimension> From<ndarray::ArrayView<'_, T, D>> for HostTensor {
+    fn from(array: ndarray::ArrayView<'_, T, D>) -> Self {
+        let data: Vec<T> = array.iter().copied().collect();
+        // An ndarray's length is checked by ndarray, to the same bound.
+        T::into_tensor(array.shape(), data).expect("an array has as many elements as its shape")
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl HostTensor {
+    /// The numbers as an ndarray, if they are of type `T`.
+    pub fn to_ndarray<T: HostElement>(&self) -> Option<ndarray::ArrayD<T>> {
+        let data = self.as_slice::<T>()?.to_vec();
+        ndarray::ArrayD::from_shape_vec(self.shape.clone(), data).ok()
+    }
+}
+
+/// Memory that tensors are views of: host memory, or a device's.
+pub trait Storage: Debug + MaybeSend + MaybeSync {
+    /// Where the memory is: `host`, or the device's name, such as `cuda:0`.
+    fn device(&self) -> &str;
+
+    /// The type of the elements.
+    fn dtype(&self) -> DType;
+
+    /// The number of elements.
+    fn len(&self) -> usize;
+
+    /// Whether there is no element.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The elements, if they lie in host memory.
+    fn host(&self) -> Option<HostSlice<'_>> {
+        None
+    }
+
+    /// The elements, if they lie in host memory that may be written.
+    fn host_mut(&mut self) -> Option<HostSliceMut<'_>> {
+        None
+    }
+
+    /// For a backend to find its own storage type.
+    fn as_any(&self) -> &dyn Any;
+}
+
+impl Storage for HostTensor {
+    fn device(&self) -> &str {
+        "host"
+    }
+
+    fn dtype(&self) -> DType {
+        Self::dtype(self)
+    }
+
+    fn len(&self) -> usize {
+        Self::len(self)
+    }
+
+    fn host(&self) -> Option<HostSlice<'_>> {
+        Some(self.data.slice())
+    }
+
+    fn host_mut(&mut self) -> Option<HostSliceMut<'_>> {
+        Some(self.data.slice_mut())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// A strided view of shared storage. Cloning and permuting it cost nothing.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    strides: Vec<isize>,
+    offset: usize,
+    storage: Arc<dyn Storage>,
+}
+
+impl From<HostTensor> for Tensor {
+    fn from(host: HostTensor) -> Self {
+        Self {
+            strides: contiguous_strides(host.shape()),
+            shape: host.shape().to_vec(),
+            offset: 0,
+            storage: Arc::new(host),
+        }
+    }
+}
+
+impl Tensor {
+    /// A view of `storage`: element `[i, j, …]` is `offset + i*strides[0] + j*strides[1] + …`, in elements.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where shape and strides differ in rank, or the view reaches outside the storage.
+    pub fn view(
+        storage: Arc<dyn Storage>,
+        shape: &[usize],
+        strides: &[isize],
+        offset: usize,
+    ) -> Result<Self> {
+        check_view(shape, strides, offset, storage.len())?;
+        Ok(Self { shape: shape.to_vec(), strides: strides.to_vec(), offset, storage })
+    }
+
+    /// The same elements with the axes in another order: axis `i` of the result is axis `order[i]` of this. A
+    /// heads-first `[B, H, X, D]` tensor becomes heads-last by `permute(&[0, 2, 1, 3])`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where `order` is not a permutation of the axes.
+    pub fn permute(&self, order: &[usize]) -> Result<Self> {
+        let mut seen = vec![false; self.shape.len()];
+        let valid = order.len() == seen.len()
+            && order.iter().all(|&axis| axis < seen.len() && !std::mem::replace(&mut seen[axis], true));
+        if !valid {
+            return Err(Error::invalid(
+                "order",
+                format!("{order:?}"),
+                format!("it must name each of the {} axes once", self.shape.len()),
+                "count axes from 0",
+            ));
+        }
+        Ok(Self {
+            shape: order.iter().map(|&axis| self.shape[axis]).collect(),
+            strides: order.iter().map(|&axis| self.strides[axis]).collect(),
+            offset: self.offset,
+            storage: Arc::clone(&self.storage),
+        })
+    }
+
+    /// The extents.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The distance of neighbours along each axis, in elements.
+    pub fn strides(&self) -> &[isize] {
+        &self.strides
+    }
+
+    /// The index of the first element in the storage.
+    pub const fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.storage.dtype()
+    }
+
+    /// The storage.
+    pub fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    /// The storage, to write to: only while no other tensor shares it.
+    pub fn storage_mut(&mut self) -> Option<&mut (dyn Storage + 'static)> {
+        Arc::get_mut(&mut self.storage)
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether no two indices name the same element, as far as the strides alone show it. Outputs must.
+    pub fn is_injective(&self) -> bool {
+        is_injective(&self.shape, &self.strides)
+    }
+
+    /// A contiguous copy in memory of a tensor whose storage is host memory.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the storage is a device's: download it through its backend.
+    pub fn to_host(&self) -> Result<HostTensor> {
+        let data = self.storage.host().ok_or_else(|| {
+            Error::invalid(
+                "tensor",
+                format!("on {}", self.storage.device()),
+                "it must be in host memory",
+                "download it through its backend",
+            )
+        })?;
+        HostTensor::from_fn(self.dtype(), &self.shape, |index| data.get(self.element(index)))
+    }
+
+    /// The storage index of the element at a row-major index.
+    pub fn element(&self, mut index: usize) -> usize {
+        let mut at = self.offset as isize;
+        for (&extent, &stride) in self.shape.iter().zip(&self.strides).rev() {
+            at += (index % extent) as isize * stride;
+            index /= extent;
+        }
+        at as usize
+    }
+}
+
+/// Checks that a strided view stays inside `len` elements.
+///
+/// # Errors
+/// [`Error::Invalid`] where it does not.
+pub fn check_view(shape: &[usize], strides: &[isize], offset: usize, len: usize) -> Result<()> {
+    if shape.len() != strides.len() {
+        return Err(Error::invalid(
+            "strides",
+            format!("{strides:?}"),
+            format!("shape {shape:?} has {} axes", shape.len()),
+            "give one stride an axis",
+        ));
+    }
+    checked_len(shape)?;
+    if shape.contains(&0) {
+        return Ok(());
+    }
+    let reach =
+        shape.iter().zip(strides).try_fold((offset as i128, offset as i128), |(low, high), (&n, &s)| {
+            let reach = (n as i128 - 1).checked_mul(s as i128)?;
+            Some((low.checked_add(reach.min(0))?, high.checked_add(reach.max(0))?))
+        });
+    match reach {
+        Some((low, high)) if low >= 0 && high < len as i128 => Ok(()),
+        _ => Err(Error::invalid(
+            "strides",
+            format!("{strides:?} from offset {offset}"),
+            format!("with shape {shape:?} they reach outside the {len} elements that are there"),
+            "check the strides (in elements, not bytes), the offset and the shape",
+        )),
+    }
+}
+
+/// Whether no two indices of a strided view name the same element, as far as the strides alone show it.
+pub fn is_injective(shape: &[usize], strides: &[isize]) -> bool {
+    let mut axes: Vec<(usize, usize)> =
+        shape.iter().zip(strides).filter(|(n, _)| **n > 1).map(|(&n, &s)| (s.unsigned_abs(), n)).collect();
+    axes.sort_unstable();
+    let mut reach = 0usize;
+    axes.iter().all(|&(stride, n)| {
+        let ok = stride > reach;
+        reach = reach.saturating_add(stride.saturating_mul(n - 1));
+        ok
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counting(shape: &[usize]) -> HostTensor {
+        HostTensor::from_fn(DType::F32, shape, |i| i as f64).unwrap()
+    }
+
+    #[test]
+    fn permuted_views_read_the_right_elements() {
+        let heads_first = Tensor::from(counting(&[1, 2, 3, 4]));
+        let heads_last = heads_first.permute(&[0, 2, 1, 3]).unwrap().to_host().unwrap();
+        assert_eq!(heads_last.shape(), [1, 3, 2, 4]);
+        assert_eq!(&heads_last.to_f64()[..8], [0., 1., 2., 3., 12., 13., 14., 15.]);
+        for order in [&[0, 1][..], &[0, 1, 1, 2], &[0, 1, 2, 4]] {
+            assert!(heads_first.permute(order).is_err());
+        }
+    }
+
+    #[test]
+    fn views_stay_inside_the_storage() {
+        let storage: Arc<dyn Storage> = Arc::new(counting(&[12]));
+        assert!(Tensor::view(Arc::clone(&storage), &[3, 2], &[4, 1], 2).is_ok());
+        assert!(Tensor::view(Arc::clone(&storage), &[3], &[-4], 11).is_ok());
+        for (shape, strides, offset) in [
+            (&[3, 2][..], &[4, 1][..], 3),
+            (&[3], &[-4], 7),
+            (&[3], &[isize::MAX], 0),
+            (&[usize::MAX], &[0], 0),
+            (&[3], &[1, 1], 0),
+        ] {
+            assert!(
+                Tensor::view(Arc::clone(&storage), shape, strides, offset).is_err(),
+                "{shape:?} {strides:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn overlapping_strides_are_seen() {
+        assert!(
+            is_injective(&[2, 3], &[3, 1])
+                && is_injective(&[2, 3], &[1, -2])
+                && is_injective(&[1, 3], &[0, 5])
+        );
+        assert!(!is_injective(&[2, 3], &[0, 1]) && !is_injective(&[2, 3], &[2, 1]));
+    }
+
+    #[test]
+    fn bytes_round_trip_and_lengths_are_checked() {
+        for dtype in DType::ALL {
+            let tensor = counting(&[2, 3]).cast(dtype).unwrap();
+            let bytes = tensor.to_le_bytes();
+            assert_eq!(HostTensor::from_le_bytes(dtype, &[2, 3], &bytes).unwrap(), tensor);
+            assert!(HostTensor::from_le_bytes(dtype, &[2, 3], &bytes[1..]).is_err());
+        }
+        assert!(HostTensor::new(&[2, 2], vec![1.0f32; 3]).is_err());
+        assert!(HostTensor::zeros(DType::F32, &[usize::MAX, 2]).is_err());
+        assert!(HostTensor::zeros(DType::F32, &[0, usize::MAX, 2]).is_err());
+        assert!(matches!(HostTensor::zeros(DType::F32, &[1 << 59]), Err(Error::OutOfMemory { .. })));
+    }
+}
