@@ -99,7 +99,7 @@ fn for_each_query(problem: &Problem, mut visit: impl FnMut(&Query)) {
                 };
                 let mut list: Vec<Visible> = seen
                     .iter()
-                    .map(|(key, offsets)| Visible {
+                    .map(|(key, distance)| Visible {
                         key: row(Role::Key, flat(*key, keys), key_tokens, problem.heads_kv(), head_kv, dim),
                         value: row(
                             Role::Value,
@@ -112,7 +112,9 @@ fn for_each_query(problem: &Problem, mut visit: impl FnMut(&Query)) {
                         bias: problem.has_rpb().then(|| {
                             let table = axes.map(|axis| axis.window_len() * 2 - 1);
                             let entries: usize = table.iter().product();
-                            Row { role: Role::Rpb, start: head * entries + flat(*offsets, table), len: 1 }
+                            let center = axes.map(|axis| axis.window_len() - 1);
+                            let entry = std::array::from_fn(|a| center[a].wrapping_add_signed(distance[a]));
+                            Row { role: Role::Rpb, start: head * entries + flat(entry, table), len: 1 }
                         }),
                     })
                     .collect();
@@ -133,13 +135,13 @@ fn for_each_query(problem: &Problem, mut visit: impl FnMut(&Query)) {
     }
 }
 
-/// The tokens that a query sees, with the bias table's index of each, in row-major order.
-fn visible(axes: &[Axis; 3], query: [usize; 3]) -> Vec<([usize; 3], [usize; 3])> {
-    let along = |a: usize| -> Vec<(usize, usize)> {
+/// The tokens that a query sees, each with its distance in group coordinates, in row-major order.
+fn visible(axes: &[Axis; 3], query: [usize; 3]) -> Vec<([usize; 3], [isize; 3])> {
+    let along = |a: usize| -> Vec<(usize, isize)> {
         let axis = &axes[a];
         let (group, position) = axis.locate(query[a]);
-        let offset = axis.window_len() - 1;
-        axis.window(group, position).map(|key| (axis.token(group, key), offset + key - position)).collect()
+        let distance = |key: usize| key.cast_signed() - position.cast_signed();
+        axis.window(group, position).map(|key| (axis.token(group, key), distance(key))).collect()
     };
     let (zs, ys, xs) = (along(0), along(1), along(2));
     let mut list = Vec::with_capacity(zs.len() * ys.len() * xs.len());

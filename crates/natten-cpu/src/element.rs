@@ -1,0 +1,208 @@
+//! What is stored and what is computed in: f64 in f64, everything else in f32.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use natten_core::HostElement;
+
+use crate::simd::{Isa, Simd};
+
+/// A type that kernels compute in, with the constants of its exponential.
+pub(crate) trait Real: HostElement + bytemuck::Pod + PartialOrd {
+    /// Its vectors on an instruction set.
+    type On<I: Isa>: Simd<T = Self>;
+
+    const ZERO: Self;
+    const NEG_INFINITY: Self;
+    /// The smallest finite number: what a running maximum of nothing is replaced by.
+    const LOWEST: Self;
+    const LOG2_E: Self;
+    /// ln 2 in two parts, the first with trailing zeros, so that `n * LN2_HI` is exact.
+    const LN2_HI: Self;
+    const LN2_LO: Self;
+    /// Below this the exponential is zero.
+    const EXP_LOW: Self;
+    /// Above this the exponential is infinite.
+    const EXP_HIGH: Self;
+    /// Coefficients of the polynomial of exp on [-ln 2 / 2, ln 2 / 2], constant first.
+    const EXP: &'static [Self];
+
+    fn of(value: f64) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    fn ln(self) -> Self;
+}
+
+impl Real for f32 {
+    type On<I: Isa> = I::F32;
+
+    const ZERO: Self = 0.0;
+    const NEG_INFINITY: Self = Self::NEG_INFINITY;
+    const LOWEST: Self = Self::MIN;
+    const LOG2_E: Self = std::f32::consts::LOG2_E;
+    const LN2_HI: Self = 0.693_359_375;
+    const LN2_LO: Self = -2.121_944_4e-4;
+    const EXP_LOW: Self = -104.0;
+    const EXP_HIGH: Self = 89.0;
+    // The minimax polynomial of Cephes' expf: 1 ulp on this interval.
+    const EXP: &'static [Self] =
+        &[1.0, 1.0, 5.000_000_1e-1, 1.666_666_5e-1, 4.166_579_6e-2, 8.333_452e-3, 1.398_2e-3, 1.987_569_1e-4];
+
+    fn of(value: f64) -> Self {
+        value as Self
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self * other
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self + other
+    }
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        self - other
+    }
+
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        self / other
+    }
+
+    fn ln(self) -> Self {
+        self.ln()
+    }
+}
+
+impl Real for f64 {
+    type On<I: Isa> = I::F64;
+
+    const ZERO: Self = 0.0;
+    const NEG_INFINITY: Self = Self::NEG_INFINITY;
+    const LOWEST: Self = Self::MIN;
+    const LOG2_E: Self = std::f64::consts::LOG2_E;
+    const LN2_HI: Self = 6.931_471_803_691_238e-1;
+    const LN2_LO: Self = 1.908_214_929_270_587_7e-10;
+    const EXP_LOW: Self = -746.0;
+    const EXP_HIGH: Self = 710.0;
+    // The Taylor series to degree 13: its remainder is 4e-18 on this interval.
+    const EXP: &'static [Self] = &[
+        1.0,
+        1.0,
+        1.0 / 2.0,
+        1.0 / 6.0,
+        1.0 / 24.0,
+        1.0 / 120.0,
+        1.0 / 720.0,
+        1.0 / 5_040.0,
+        1.0 / 40_320.0,
+        1.0 / 362_880.0,
+        1.0 / 3_628_800.0,
+        1.0 / 39_916_800.0,
+        1.0 / 479_001_600.0,
+        1.0 / 6_227_020_800.0,
+    ];
+
+    fn of(value: f64) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self * other
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self + other
+    }
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        self - other
+    }
+
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        self / other
+    }
+
+    fn ln(self) -> Self {
+        self.ln()
+    }
+}
+
+/// A type that tensors are stored in, with the way to the type that kernels compute in.
+pub(crate) trait Stored: HostElement {
+    type Compute: Real + Stored<Compute = Self::Compute>;
+
+    fn widen(self) -> Self::Compute;
+    fn narrow(value: Self::Compute) -> Self;
+    fn widen_slice(from: &[Self], to: &mut [Self::Compute]);
+    fn narrow_slice(from: &[Self::Compute], to: &mut [Self]);
+}
+
+macro_rules! stored_as_itself {
+    ($type:ty) => {
+        impl Stored for $type {
+            type Compute = Self;
+
+            #[inline(always)]
+            fn widen(self) -> Self {
+                self
+            }
+
+            #[inline(always)]
+            fn narrow(value: Self) -> Self {
+                value
+            }
+
+            #[inline(always)]
+            fn widen_slice(from: &[Self], to: &mut [Self]) {
+                to.copy_from_slice(from);
+            }
+
+            #[inline(always)]
+            fn narrow_slice(from: &[Self], to: &mut [Self]) {
+                to.copy_from_slice(from);
+            }
+        }
+    };
+}
+
+macro_rules! stored_as_half {
+    ($type:ty) => {
+        impl Stored for $type {
+            type Compute = f32;
+
+            #[inline(always)]
+            fn widen(self) -> f32 {
+                self.to_f32()
+            }
+
+            #[inline(always)]
+            fn narrow(value: f32) -> Self {
+                Self::from_f32(value)
+            }
+
+            #[inline(always)]
+            fn widen_slice(from: &[Self], to: &mut [f32]) {
+                from.convert_to_f32_slice(to);
+            }
+
+            #[inline(always)]
+            fn narrow_slice(from: &[f32], to: &mut [Self]) {
+                to.convert_from_f32_slice(from);
+            }
+        }
+    };
+}
+
+stored_as_itself!(f64);
+stored_as_itself!(f32);
+stored_as_half!(f16);
+stored_as_half!(bf16);

@@ -1,0 +1,131 @@
+//! The kernels: one fused, tiled pass forward, and two backward.
+//!
+//! Every pass holds a box of *stationary* tokens in lanes and *streams* boxes of the other side past it, computing a
+//! tile of scores with lanes along the stationary side, so that maxima and sums over streamed rows need no shuffles:
+//!
+//! | pass | stationary | streamed | accumulates |
+//! |---|---|---|---|
+//! | forward | queries | keys, values | output, logsumexp |
+//! | gradients of queries | queries, `grad_output` | keys, values | `grad_query`, `grad_rpb` |
+//! | gradients of keys | keys, values | queries, `grad_output` | `grad_key`, `grad_value` |
+//!
+//! The backward passes recompute the weights as `exp(score - logsumexp)`. Two passes cost two more products than one
+//! would, and buy results that do not depend on the number of threads without any memory of the size of the input.
+
+mod bias;
+mod forward;
+mod grad_keys;
+mod grad_queries;
+mod scratch;
+mod stationary;
+
+use natten_core::Problem;
+
+use bias::Pairs;
+pub(crate) use bias::{Bias, BiasGradient};
+pub(crate) use grad_queries::bias_partials_per_head;
+pub(crate) use scratch::{Scratch, ScratchSizes};
+
+use crate::element::{Real, Stored};
+use crate::simd::Simd;
+use crate::tiling::Pass;
+use crate::tokens::Tokens;
+
+/// Queries of one unit of the Δ pass.
+pub(crate) const DELTA_ROWS: usize = 256;
+
+/// The tensors of a run.
+#[derive(Debug)]
+pub(crate) struct Operands<E: Stored> {
+    pub(crate) query: Tokens<E>,
+    pub(crate) key: Tokens<E>,
+    pub(crate) value: Tokens<E>,
+    pub(crate) bias: Option<Bias<E>>,
+    pub(crate) additional: Option<(Tokens<E>, Tokens<E>)>,
+    /// Written by forward, read by backward.
+    pub(crate) output: Option<Tokens<E>>,
+    /// Written by forward, read by backward.
+    pub(crate) logsumexp: Option<Tokens<E::Compute>>,
+    pub(crate) grad_output: Option<Tokens<E>>,
+    pub(crate) grad_logsumexp: Option<Tokens<E::Compute>>,
+    /// `⟨grad_output, output⟩ - grad_logsumexp`, a number a query and head, in the workspace.
+    pub(crate) delta: Option<Tokens<E::Compute>>,
+    pub(crate) grad_query: Option<Tokens<E>>,
+    pub(crate) grad_key: Option<Tokens<E>>,
+    pub(crate) grad_value: Option<Tokens<E>>,
+    pub(crate) grad_additional_key: Option<Tokens<E>>,
+    pub(crate) grad_additional_value: Option<Tokens<E>>,
+    /// Tables in the workspace that partial sums of the bias gradient go to.
+    pub(crate) grad_bias: Option<BiasGradient>,
+}
+
+/// A run: what to compute on, and how it is cut.
+#[derive(Debug)]
+pub(crate) struct Kernel<'a, E: Stored> {
+    pub(crate) problem: &'a Problem,
+    /// Queries are stationary: forward, and the gradients of queries.
+    pub(crate) queries: &'a Pass,
+    /// Keys are stationary.
+    pub(crate) keys: &'a Pass,
+    pub(crate) sizes: &'a ScratchSizes,
+    pub(crate) operands: Operands<E>,
+}
+
+/// What the threads share out: units that may run in any order, each writing elements of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Forward,
+    Delta,
+    Gradients,
+}
+
+impl<E: Stored> Kernel<'_, E> {
+    /// The number of units of a phase.
+    pub(crate) fn units(&self, phase: Phase) -> usize {
+        let rows = self.problem.batch() * self.problem.heads();
+        match phase {
+            Phase::Forward => rows * self.queries.tiles.query_boxes(),
+            Phase::Delta => self.problem.batch() * self.query_tokens().div_ceil(DELTA_ROWS),
+            Phase::Gradients => self.additional_units() + self.query_units() + self.key_units(),
+        }
+    }
+
+    /// Runs one unit.
+    ///
+    /// # Safety
+    /// The processor has `S`'s instruction set, `scratch` was carved by this kernel's sizes, the operands live, and no
+    /// two threads run the same unit.
+    #[inline(always)]
+    pub(crate) unsafe fn run<S: Simd<T = E::Compute>>(
+        &self,
+        phase: Phase,
+        unit: usize,
+        scratch: &mut Scratch<'_, E::Compute>,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            match phase {
+                Phase::Forward => self.forward_unit::<S>(unit, scratch),
+                Phase::Delta => self.delta_unit(unit, scratch),
+                // The additional tokens' units are the longest, since every query sees them: they go first.
+                Phase::Gradients if unit < self.additional_units() => {
+                    self.grad_additional_unit::<S>(unit, scratch);
+                }
+                Phase::Gradients if unit - self.additional_units() < self.query_units() => {
+                    self.grad_query_unit::<S>(unit - self.additional_units(), scratch);
+                }
+                Phase::Gradients => {
+                    self.grad_key_unit::<S>(unit - self.additional_units() - self.query_units(), scratch);
+                }
+            }
+        }
+    }
+
+    fn query_tokens(&self) -> usize {
+        self.problem.neighborhood().axes().iter().map(|axis| axis.query_len()).product()
+    }
+
+    fn scale(&self) -> E::Compute {
+        E::Compute::of(self.problem.scale())
+    }
+}

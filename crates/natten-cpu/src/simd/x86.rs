@@ -1,0 +1,271 @@
+//! Vectors of AVX2 with FMA, and of AVX-512.
+
+use std::arch::x86_64::*;
+use std::marker::PhantomData;
+
+use super::gemm::gemm;
+use super::{Extents, Isa, Left, Simd};
+
+/// 256-bit vectors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2;
+
+/// 512-bit vectors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx512;
+
+/// Vectors of `T` on `I`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vector<I, T>(PhantomData<(I, T)>);
+
+impl Isa for Avx2 {
+    type F32 = Vector<Self, f32>;
+    type F64 = Vector<Self, f64>;
+}
+
+impl Isa for Avx512 {
+    type F32 = Vector<Self, f32>;
+    type F64 = Vector<Self, f64>;
+}
+
+const ROUND: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+/// `a * 2^n` on AVX2, in two steps: the power itself may be out of range where the product is not.
+#[inline(always)]
+unsafe fn scale_ps(a: __m256, n: __m256) -> __m256 {
+    // SAFETY: the caller's processor has AVX2.
+    unsafe {
+        let whole = _mm256_cvtps_epi32(n);
+        let half = _mm256_srai_epi32::<1>(whole);
+        let rest = _mm256_sub_epi32(whole, half);
+        let bias = _mm256_set1_epi32(127);
+        let low = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias)));
+        let high = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(rest, bias)));
+        _mm256_mul_ps(_mm256_mul_ps(a, low), high)
+    }
+}
+
+/// As [`scale_ps`].
+#[inline(always)]
+unsafe fn scale_pd(a: __m256d, n: __m256d) -> __m256d {
+    // SAFETY: the caller's processor has AVX2.
+    unsafe {
+        let whole = _mm256_cvtpd_epi32(n);
+        let half = _mm_srai_epi32::<1>(whole);
+        let rest = _mm_sub_epi32(whole, half);
+        let bias = _mm_set1_epi32(1023);
+        let widen = |n| _mm256_slli_epi64::<52>(_mm256_cvtepi32_epi64(_mm_add_epi32(n, bias)));
+        let (low, high) = (_mm256_castsi256_pd(widen(half)), _mm256_castsi256_pd(widen(rest)));
+        _mm256_mul_pd(_mm256_mul_pd(a, low), high)
+    }
+}
+
+#[inline(always)]
+unsafe fn select_ps(bits: u32, a: __m256, b: __m256) -> __m256 {
+    // SAFETY: the caller's processor has AVX2.
+    unsafe {
+        let lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        let set = _mm256_and_si256(_mm256_set1_epi32(bits.cast_signed()), lane);
+        _mm256_blendv_ps(b, a, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane)))
+    }
+}
+
+#[inline(always)]
+unsafe fn select_pd(bits: u32, a: __m256d, b: __m256d) -> __m256d {
+    // SAFETY: the caller's processor has AVX2.
+    unsafe {
+        let lane = _mm256_setr_epi64x(1, 2, 4, 8);
+        let set = _mm256_and_si256(_mm256_set1_epi64x(i64::from(bits)), lane);
+        _mm256_blendv_pd(b, a, _mm256_castsi256_pd(_mm256_cmpeq_epi64(set, lane)))
+    }
+}
+
+macro_rules! vector {
+    (
+        $isa:ty, $features:literal, $type:ty, $vector:ty, $lanes:literal, $rows:literal, $splat:ident, $load:ident, $store:ident,
+        $add:ident, $sub:ident, $mul:ident, $mul_add:ident, $max:ident, $min:ident, $round:path, $scale:path,
+        $select:expr
+    ) => {
+        impl Simd for Vector<$isa, $type> {
+            type T = $type;
+            type V = $vector;
+
+            const LANES: usize = $lanes;
+            const ROWS: usize = $rows;
+
+            #[inline(always)]
+            unsafe fn splat(value: $type) -> Self::V {
+                // SAFETY: the caller's processor has the instruction set.
+                unsafe { $splat(value) }
+            }
+
+            #[inline(always)]
+            unsafe fn load(from: *const $type) -> Self::V {
+                // SAFETY: as above, and the caller gives `LANES` readable elements.
+                unsafe { $load(from) }
+            }
+
+            #[inline(always)]
+            unsafe fn store(to: *mut $type, value: Self::V) {
+                // SAFETY: as above, and the caller gives `LANES` writable elements.
+                unsafe { $store(to, value) }
+            }
+
+            #[inline(always)]
+            unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+                // SAFETY: the caller's processor has the instruction set.
+                unsafe { $add(a, b) }
+            }
+
+            #[inline(always)]
+            unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+                // SAFETY: the caller's processor has the instruction set.
+                unsafe { $sub(a, b) }
+            }
+
+            #[inline(always)]
+            unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+                // SAFETY: the caller's processor has the instruction set.
+                unsafe { $mul(a, b) }
+            }
+
+            #[inline(always)]
+            unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+                // SAFETY: the caller's processor has the instruction set.
+                unsafe { $mul_add(a, b, c) }
+            }
+
+            #[inline(always)]
+            unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+                // SAFETY: the caller's processor has the instruction set.
+                unsafe { $max(a, b) }
+            }
+
+            #[inline(always)]
+            unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
+                // SAFETY: the caller's processor has the instruction set.
+                unsafe { $min(a, b) }
+            }
+
+            #[inline(always)]
+            unsafe fn round(a: Self::V) -> Self::V {
+                // SAFETY: the caller's processor has the instruction set.
+                unsafe { $round(a) }
+            }
+
+            #[inline(always)]
+            unsafe fn scale(a: Self::V, n: Self::V) -> Self::V {
+                // SAFETY: the caller's processor has the instruction set.
+                unsafe { $scale(a, n) }
+            }
+
+            #[inline(always)]
+            unsafe fn select(bits: u32, a: Self::V, b: Self::V) -> Self::V {
+                // SAFETY: the caller's processor has the instruction set.
+                unsafe { $select(bits, a, b) }
+            }
+
+            #[inline(always)]
+            unsafe fn gemm<const ACCUMULATE: bool>(
+                extents: Extents,
+                a: Left<$type>,
+                b: (*const $type, usize),
+                c: (*mut $type, usize),
+            ) {
+                #[target_feature(enable = $features)]
+                unsafe fn compiled<const ACCUMULATE: bool>(
+                    extents: Extents,
+                    a: Left<$type>,
+                    b: (*const $type, usize),
+                    c: (*mut $type, usize),
+                ) {
+                    // SAFETY: the caller's.
+                    unsafe { gemm::<Vector<$isa, $type>, ACCUMULATE>(extents, a, b, c) }
+                }
+                // SAFETY: the caller's.
+                unsafe { compiled::<ACCUMULATE>(extents, a, b, c) }
+            }
+        }
+    };
+}
+
+vector!(
+    Avx2,
+    "avx2,fma",
+    f32,
+    __m256,
+    8,
+    4,
+    _mm256_set1_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_add_ps,
+    _mm256_sub_ps,
+    _mm256_mul_ps,
+    _mm256_fmadd_ps,
+    _mm256_max_ps,
+    _mm256_min_ps,
+    _mm256_round_ps::<ROUND>,
+    scale_ps,
+    |bits, a, b| select_ps(bits, a, b)
+);
+vector!(
+    Avx2,
+    "avx2,fma",
+    f64,
+    __m256d,
+    4,
+    4,
+    _mm256_set1_pd,
+    _mm256_loadu_pd,
+    _mm256_storeu_pd,
+    _mm256_add_pd,
+    _mm256_sub_pd,
+    _mm256_mul_pd,
+    _mm256_fmadd_pd,
+    _mm256_max_pd,
+    _mm256_min_pd,
+    _mm256_round_pd::<ROUND>,
+    scale_pd,
+    |bits, a, b| select_pd(bits, a, b)
+);
+vector!(
+    Avx512,
+    "avx512f",
+    f32,
+    __m512,
+    16,
+    8,
+    _mm512_set1_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_add_ps,
+    _mm512_sub_ps,
+    _mm512_mul_ps,
+    _mm512_fmadd_ps,
+    _mm512_max_ps,
+    _mm512_min_ps,
+    _mm512_roundscale_ps::<ROUND>,
+    _mm512_scalef_ps,
+    |bits: u32, a, b| _mm512_mask_blend_ps(bits as u16, b, a)
+);
+vector!(
+    Avx512,
+    "avx512f",
+    f64,
+    __m512d,
+    8,
+    8,
+    _mm512_set1_pd,
+    _mm512_loadu_pd,
+    _mm512_storeu_pd,
+    _mm512_add_pd,
+    _mm512_sub_pd,
+    _mm512_mul_pd,
+    _mm512_fmadd_pd,
+    _mm512_max_pd,
+    _mm512_min_pd,
+    _mm512_roundscale_pd::<ROUND>,
+    _mm512_scalef_pd,
+    |bits: u32, a, b| _mm512_mask_blend_pd(bits as u8, b, a)
+);

@@ -1,0 +1,241 @@
+//! Tensors as kernels see them: a pointer and six strides (batch, three token axes, head, number), and the packing of
+//! their rows into the type that kernels compute in.
+
+use natten_core::contiguous_strides;
+use natten_core::geometry::{Axis, TileBox};
+
+use crate::element::{Real, Stored};
+use crate::view::{View, ViewMut};
+
+/// A tensor of a run. Tensors of lower rank have stride 0 on the axes that they lack.
+#[derive(Debug)]
+pub(crate) struct Tokens<E> {
+    data: *mut E,
+    strides: [isize; 6],
+}
+
+// Not derived: the pointer is `Copy` whatever `E` is.
+impl<E> Clone for Tokens<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for Tokens<E> {}
+
+// SAFETY: made from views, which are `Send` and `Sync`; kernels read inputs only, and write each element of an output
+// from one task.
+unsafe impl<E> Send for Tokens<E> {}
+// SAFETY: as above.
+unsafe impl<E> Sync for Tokens<E> {}
+
+/// The six strides of a tensor of layout `[B, tokens…, H, D]`, or `[B, tokens…, H]` where `has_numbers` is false.
+fn six(strides: &[isize], has_numbers: bool) -> [isize; 6] {
+    let trailing = if has_numbers { 2 } else { 1 };
+    let axes = strides.len() - 1 - trailing;
+    let mut six = [0; 6];
+    six[0] = strides[0];
+    six[4 - axes..4].copy_from_slice(&strides[1..=axes]);
+    six[4..4 + trailing].copy_from_slice(&strides[1 + axes..]);
+    six
+}
+
+impl<E: Stored> Tokens<E> {
+    /// An input of vectors, `[B, tokens…, H, D]`.
+    pub(crate) fn input(view: &View<'_>) -> Self {
+        Self { data: view.pointer::<E>().cast_mut(), strides: six(view.strides(), true) }
+    }
+
+    /// An output of vectors.
+    pub(crate) fn output(view: &mut ViewMut<'_>) -> Self {
+        Self { strides: six(view.strides(), true), data: view.pointer::<E>() }
+    }
+
+    /// An input of one number a query and head, `[B, tokens…, H]`.
+    pub(crate) fn row_input(view: &View<'_>) -> Self {
+        Self { data: view.pointer::<E>().cast_mut(), strides: six(view.strides(), false) }
+    }
+
+    /// An output of one number a query and head.
+    pub(crate) fn row_output(view: &mut ViewMut<'_>) -> Self {
+        Self { strides: six(view.strides(), false), data: view.pointer::<E>() }
+    }
+
+    /// One number a query and head in memory of the workspace, for a logsumexp of `shape`.
+    pub(crate) fn contiguous_rows(memory: &mut [E], shape: &[usize]) -> Self {
+        Self { data: memory.as_mut_ptr(), strides: six(&contiguous_strides(shape), false) }
+    }
+
+    /// The first number of a token's vector.
+    #[inline(always)]
+    fn at(&self, batch: usize, token: [usize; 3], head: usize) -> *mut E {
+        let index = [batch, token[0], token[1], token[2], head];
+        let mut offset = 0;
+        for (i, index) in index.into_iter().enumerate() {
+            offset += index as isize * self.strides[i];
+        }
+        self.data.wrapping_offset(offset)
+    }
+
+    /// Reads a vector of `to.len()` numbers.
+    ///
+    /// # Safety
+    /// The token is inside the tensor, which has `to.len()` numbers a vector and lives.
+    #[inline(always)]
+    pub(crate) unsafe fn read(&self, batch: usize, token: [usize; 3], head: usize, to: &mut [E::Compute]) {
+        let from = self.at(batch, token, head);
+        let stride = self.strides[5];
+        // SAFETY: the view was checked against its memory when it was made, and the caller stays inside its shape.
+        unsafe {
+            if stride == 1 {
+                E::widen_slice(std::slice::from_raw_parts(from, to.len()), to);
+            } else {
+                for (i, to) in to.iter_mut().enumerate() {
+                    *to = (*from.wrapping_offset(i as isize * stride)).widen();
+                }
+            }
+        }
+    }
+
+    /// Writes a vector.
+    ///
+    /// # Safety
+    /// As [`read`](Self::read); the tensor is an output, and no other task writes this vector.
+    #[inline(always)]
+    pub(crate) unsafe fn write(&self, batch: usize, token: [usize; 3], head: usize, from: &[E::Compute]) {
+        let to = self.at(batch, token, head);
+        let stride = self.strides[5];
+        // SAFETY: as in `read`.
+        unsafe {
+            if stride == 1 {
+                E::narrow_slice(from, std::slice::from_raw_parts_mut(to, from.len()));
+            } else {
+                for (i, from) in from.iter().enumerate() {
+                    *to.wrapping_offset(i as isize * stride) = E::narrow(*from);
+                }
+            }
+        }
+    }
+
+    /// Packs the vectors of a box, one after another, `stride` numbers apart with zeros behind `dim`. Returns whether
+    /// all are finite.
+    ///
+    /// # Safety
+    /// The box is inside the tensor; `to` has `stride` numbers for every token of the box.
+    #[inline(always)]
+    pub(crate) unsafe fn pack(
+        &self,
+        (batch, head): (usize, usize),
+        place: &Place,
+        dim: usize,
+        stride: usize,
+        to: &mut [E::Compute],
+    ) -> bool {
+        let mut finite = true;
+        let tile = &place.tile;
+        let mut row = 0;
+        for z in 0..tile.extent[0] {
+            for y in 0..tile.extent[1] {
+                for x in 0..tile.extent[2] {
+                    let vector = &mut to[row * stride..(row + 1) * stride];
+                    let (numbers, padding) = vector.split_at_mut(dim);
+                    // SAFETY: the caller's.
+                    unsafe { self.read(batch, place.token([z, y, x]), head, numbers) };
+                    padding.fill(E::Compute::ZERO);
+                    finite &= all_finite(numbers);
+                    row += 1;
+                }
+            }
+        }
+        finite
+    }
+
+    /// Reads one number a query and head.
+    ///
+    /// # Safety
+    /// The token is inside the tensor.
+    #[inline(always)]
+    pub(crate) unsafe fn number(&self, batch: usize, token: [usize; 3], head: usize) -> E {
+        // SAFETY: the caller's.
+        unsafe { *self.at(batch, token, head) }
+    }
+
+    /// Writes one number a query and head.
+    ///
+    /// # Safety
+    /// As [`number`](Self::number); the tensor is an output, and no other task writes this number.
+    #[inline(always)]
+    pub(crate) unsafe fn set_number(&self, batch: usize, token: [usize; 3], head: usize, value: E) {
+        // SAFETY: the caller's.
+        unsafe { *self.at(batch, token, head) = value };
+    }
+}
+
+/// A box, and the way from its positions to tokens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) tile: TileBox,
+    dilation: [usize; 3],
+}
+
+impl Place {
+    /// A box on the axes of a neighborhood.
+    pub(crate) fn new(axes: &[Axis; 3], tile: TileBox) -> Self {
+        Self { tile, dilation: axes.each_ref().map(Axis::dilation) }
+    }
+
+    /// A run of tokens on one axis: additional tokens.
+    pub(crate) fn line(first: usize, count: usize) -> Self {
+        Self {
+            tile: TileBox { group: [0; 3], start: [0, 0, first], extent: [1, 1, count] },
+            dilation: [1; 3],
+        }
+    }
+
+    /// Another box on the same axes.
+    pub(crate) fn with(&self, tile: TileBox) -> Self {
+        Self { tile, ..*self }
+    }
+
+    /// The token at an offset from the box's start.
+    #[inline(always)]
+    pub(crate) fn token(&self, offset: [usize; 3]) -> [usize; 3] {
+        std::array::from_fn(|a| self.tile.group[a] + (self.tile.start[a] + offset[a]) * self.dilation[a])
+    }
+
+    /// The token number `index` of the box in row-major order.
+    #[inline(always)]
+    pub(crate) fn nth(&self, index: usize) -> [usize; 3] {
+        let position = self.tile.position(index);
+        self.token(std::array::from_fn(|a| position[a] - self.tile.start[a]))
+    }
+}
+
+/// Whether every number is finite: a product with zero is zero then, and NaN otherwise.
+#[inline(always)]
+fn all_finite<R: Real>(numbers: &[R]) -> bool {
+    let mut sum = R::ZERO;
+    for &number in numbers {
+        sum = sum.add(number.mul(R::ZERO));
+    }
+    sum == R::ZERO
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_numbers_is_finite() {
+        assert!(all_finite(&[0.0f32, -1.0, f32::MAX, f32::MIN_POSITIVE]));
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert!(!all_finite(&[1.0, bad, 2.0]));
+        }
+    }
+
+    #[test]
+    fn lower_ranks_lack_the_leading_token_axes() {
+        assert_eq!(six(&[60, 12, 4, 1], true), [60, 0, 0, 12, 4, 1]);
+        assert_eq!(six(&[60, 30, 12, 4], false), [60, 0, 30, 12, 4, 0]);
+    }
+}
