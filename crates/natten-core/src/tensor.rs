@@ -58,6 +58,11 @@ macro_rules! host_types {
         }
 
         impl HostSliceMut<'_> {
+            /// The element type.
+            pub const fn dtype(&self) -> DType {
+                match self { $(Self::$variant(_) => DType::$variant),* }
+            }
+
             /// Rounds `value` into one element.
             pub fn set(&mut self, index: usize, value: f64) {
                 match self { $(Self::$variant(s) => s[index] = Element::from_f64(value)),* }
@@ -104,6 +109,10 @@ macro_rules! host_types {
                 fn into_tensor(shape: &[usize], data: Vec<Self>) -> Result<HostTensor> {
                     HostTensor::checked(shape, HostData::$variant(data))
                 }
+
+                fn into_vec(tensor: HostTensor) -> Option<Vec<Self>> {
+                    match tensor.data { HostData::$variant(data) => Some(data), _ => None }
+                }
             }
         )*
     };
@@ -122,6 +131,9 @@ pub trait HostElement: Element {
     /// # Errors
     /// As [`HostTensor::new`].
     fn into_tensor(shape: &[usize], data: Vec<Self>) -> Result<HostTensor>;
+
+    /// The numbers of a tensor, if they are of this type.
+    fn into_vec(tensor: HostTensor) -> Option<Vec<Self>>;
 }
 
 host_types!(F64(f64), F32(f32), F16(f16), Bf16(bf16));
@@ -316,10 +328,10 @@ impl<T: HostElement, D: ndarray::Dimension> From<ndarray::ArrayView<'_, T, D>> f
 
 #[cfg(feature = "ndarray")]
 impl HostTensor {
-    /// The numbers as an ndarray, if they are of type `T`.
-    pub fn to_ndarray<T: HostElement>(&self) -> Option<ndarray::ArrayD<T>> {
-        let data = self.as_slice::<T>()?.to_vec();
-        ndarray::ArrayD::from_shape_vec(self.shape.clone(), data).ok()
+    /// The numbers as an ndarray, without a copy, if they are of type `T`.
+    pub fn into_ndarray<T: HostElement>(self) -> Option<ndarray::ArrayD<T>> {
+        let shape = self.shape.clone();
+        ndarray::ArrayD::from_shape_vec(shape, T::into_vec(self)?).ok()
     }
 }
 

@@ -175,7 +175,7 @@ macro_rules! stored_as_itself {
 }
 
 macro_rules! stored_as_half {
-    ($type:ty) => {
+    ($type:ty, $widen_slice:expr) => {
         impl Stored for $type {
             type Compute = f32;
 
@@ -191,7 +191,7 @@ macro_rules! stored_as_half {
 
             #[inline(always)]
             fn widen_slice(from: &[Self], to: &mut [f32]) {
-                from.convert_to_f32_slice(to);
+                $widen_slice(from, to);
             }
 
             #[inline(always)]
@@ -202,7 +202,40 @@ macro_rules! stored_as_half {
     };
 }
 
+/// A bf16 is the upper half of an f32. Kernels widen every row that they stream, and `half`'s conversion, which quiets
+/// signalling NaNs, is not turned into vectors.
+#[inline(always)]
+fn widen_bf16(from: &[bf16], to: &mut [f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+    }
+}
+
+/// `half` uses the processor's own conversion where there is one.
+#[inline(always)]
+fn widen_f16(from: &[f16], to: &mut [f32]) {
+    from.convert_to_f32_slice(to);
+}
+
 stored_as_itself!(f64);
 stored_as_itself!(f32);
-stored_as_half!(f16);
-stored_as_half!(bf16);
+stored_as_half!(f16, widen_f16);
+stored_as_half!(bf16, widen_bf16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_widens_to_itself() {
+        let bits: Vec<u16> = (0..=u16::MAX).collect();
+        let bf16s: Vec<bf16> = bits.iter().map(|&b| bf16::from_bits(b)).collect();
+        let f16s: Vec<f16> = bits.iter().map(|&b| f16::from_bits(b)).collect();
+        let mut wide = vec![0f32; bits.len()];
+        let same = |wide: f32, exact: f64| f64::from(wide) == exact || (wide.is_nan() && exact.is_nan());
+        bf16::widen_slice(&bf16s, &mut wide);
+        assert!(wide.iter().zip(&bf16s).all(|(&w, x)| same(w, x.to_f64())));
+        f16::widen_slice(&f16s, &mut wide);
+        assert!(wide.iter().zip(&f16s).all(|(&w, x)| same(w, x.to_f64())));
+    }
+}

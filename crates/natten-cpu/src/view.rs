@@ -4,7 +4,8 @@
 use std::marker::PhantomData;
 
 use natten_core::{
-    DType, Error, HostElement, HostSlice, HostSliceMut, Result, Tensor, TensorSpec, check_tensor, check_view,
+    DType, Error, HostElement, HostSlice, HostSliceMut, HostTensor, Result, Tensor, TensorSpec, check_tensor,
+    check_view, contiguous_strides,
 };
 
 /// Batch, three token axes, heads, and the numbers of a vector: the most axes that a tensor of attention has.
@@ -99,13 +100,25 @@ impl<'a> View<'a> {
     /// # Errors
     /// [`Error::Invalid`] where it lies on a device.
     pub fn of(tensor: &'a Tensor) -> Result<Self> {
-        let (shape, strides, offset) = (tensor.shape(), tensor.strides(), tensor.offset());
-        match tensor.storage().host() {
-            Some(HostSlice::F64(data)) => Self::new(data, shape, strides, offset),
-            Some(HostSlice::F32(data)) => Self::new(data, shape, strides, offset),
-            Some(HostSlice::F16(data)) => Self::new(data, shape, strides, offset),
-            Some(HostSlice::Bf16(data)) => Self::new(data, shape, strides, offset),
-            _ => Err(not_host(tensor)),
+        let data = tensor.storage().host().ok_or_else(|| not_host(tensor))?;
+        Self::of_slice(data, tensor.shape(), tensor.strides(), tensor.offset())
+    }
+
+    /// A view of numbers in memory.
+    ///
+    /// # Errors
+    /// As [`View::new`].
+    pub fn of_host(tensor: &'a HostTensor) -> Result<Self> {
+        Self::of_slice(tensor.slice(), tensor.shape(), &contiguous_strides(tensor.shape()), 0)
+    }
+
+    fn of_slice(data: HostSlice<'a>, shape: &[usize], strides: &[isize], offset: usize) -> Result<Self> {
+        match data {
+            HostSlice::F64(data) => Self::new(data, shape, strides, offset),
+            HostSlice::F32(data) => Self::new(data, shape, strides, offset),
+            HostSlice::F16(data) => Self::new(data, shape, strides, offset),
+            HostSlice::Bf16(data) => Self::new(data, shape, strides, offset),
+            other => Err(unknown_dtype(other.dtype())),
         }
     }
 
@@ -160,13 +173,26 @@ impl<'a> ViewMut<'a> {
         let layout = Layout::new(tensor.shape(), tensor.strides())?;
         let offset = tensor.offset();
         let failed = not_host(tensor);
-        let (shape, strides) = (layout.shape(), layout.strides());
-        match tensor.storage_mut().and_then(|storage| storage.host_mut()) {
-            Some(HostSliceMut::F64(data)) => Self::new(data, shape, strides, offset),
-            Some(HostSliceMut::F32(data)) => Self::new(data, shape, strides, offset),
-            Some(HostSliceMut::F16(data)) => Self::new(data, shape, strides, offset),
-            Some(HostSliceMut::Bf16(data)) => Self::new(data, shape, strides, offset),
-            _ => Err(failed),
+        let data = tensor.storage_mut().and_then(|storage| storage.host_mut()).ok_or(failed)?;
+        Self::of_slice(data, layout.shape(), layout.strides(), offset)
+    }
+
+    /// As [`View::of_host`], to write to.
+    ///
+    /// # Errors
+    /// As [`View::new`].
+    pub fn of_host(tensor: &'a mut HostTensor) -> Result<Self> {
+        let layout = Layout::new(tensor.shape(), &contiguous_strides(tensor.shape()))?;
+        Self::of_slice(tensor.slice_mut(), layout.shape(), layout.strides(), 0)
+    }
+
+    fn of_slice(data: HostSliceMut<'a>, shape: &[usize], strides: &[isize], offset: usize) -> Result<Self> {
+        match data {
+            HostSliceMut::F64(data) => Self::new(data, shape, strides, offset),
+            HostSliceMut::F32(data) => Self::new(data, shape, strides, offset),
+            HostSliceMut::F16(data) => Self::new(data, shape, strides, offset),
+            HostSliceMut::Bf16(data) => Self::new(data, shape, strides, offset),
+            other => Err(unknown_dtype(other.dtype())),
         }
     }
 
@@ -224,6 +250,10 @@ impl Default for ViewMut<'_> {
     fn default() -> Self {
         Self { data: std::ptr::dangling_mut(), dtype: DType::F32, layout: Layout::EMPTY, borrow: PhantomData }
     }
+}
+
+fn unknown_dtype(dtype: DType) -> Error {
+    Error::unsupported(crate::NAME, format!("dtype {dtype}"), "use f64, f32, f16 or bf16")
 }
 
 fn not_host(tensor: &Tensor) -> Error {
