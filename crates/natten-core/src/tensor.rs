@@ -558,14 +558,17 @@ pub fn check_view(shape: &[usize], strides: &[isize], offset: usize, len: usize)
 
 /// Whether no two indices of a strided view name the same element, as far as the strides alone show it.
 pub fn is_injective(shape: &[usize], strides: &[isize]) -> bool {
-    let mut axes: Vec<(usize, usize)> =
-        shape.iter().zip(strides).filter(|(n, _)| **n > 1).map(|(&n, &s)| (s.unsigned_abs(), n)).collect();
-    axes.sort_unstable();
-    let mut reach = 0usize;
-    axes.iter().all(|&(stride, n)| {
-        let ok = stride > reach;
-        reach = reach.saturating_add(stride.saturating_mul(n - 1));
-        ok
+    let axes = || shape.iter().zip(strides).enumerate().filter(|(_, (n, _))| **n > 1);
+    axes().all(|(i, (_, stride))| {
+        // All steps along shorter axes together must not reach a step along this one. Without a sorted copy: runs check
+        // their outputs, and allocate nothing.
+        let shorter = |&(j, (_, other)): &(usize, (&usize, &isize))| {
+            (other.unsigned_abs(), j) < (stride.unsigned_abs(), i)
+        };
+        let reach = axes().filter(shorter).fold(0usize, |reach, (_, (n, other))| {
+            reach.saturating_add(other.unsigned_abs().saturating_mul(n - 1))
+        });
+        stride.unsigned_abs() > reach
     })
 }
 

@@ -1,8 +1,9 @@
-//! What is stored and what is computed in: f64 in f64, everything else in f32.
+//! What is stored and what is computed in: f64 in f64, everything else in f32. Kernels are compiled for the type that
+//! they compute in; what a tensor is stored in is looked up when one of its vectors is read or written.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use natten_core::HostElement;
+use natten_core::{DType, HostElement};
 
 use crate::simd::{Isa, Simd};
 
@@ -32,6 +33,18 @@ pub(crate) trait Real: HostElement + bytemuck::Pod + PartialOrd {
     fn sub(self, other: Self) -> Self;
     fn div(self, other: Self) -> Self;
     fn ln(self) -> Self;
+
+    /// Reads a vector of `to.len()` numbers, `stride` apart, stored as `dtype`.
+    ///
+    /// # Safety
+    /// The vector is readable, and `dtype` is one that is computed in this type.
+    unsafe fn read(dtype: DType, from: *const u8, stride: isize, to: &mut [Self]);
+
+    /// Writes a vector, rounding each number once.
+    ///
+    /// # Safety
+    /// As [`read`](Self::read), and the vector may be written.
+    unsafe fn write(dtype: DType, to: *mut u8, stride: isize, from: &[Self]);
 }
 
 impl Real for f32 {
@@ -75,6 +88,30 @@ impl Real for f32 {
 
     fn ln(self) -> Self {
         self.ln()
+    }
+
+    #[inline(always)]
+    unsafe fn read(dtype: DType, from: *const u8, stride: isize, to: &mut [Self]) {
+        // SAFETY: the caller's.
+        unsafe {
+            match dtype {
+                DType::F16 => read_as::<f16>(from.cast(), stride, to),
+                DType::Bf16 => read_as::<bf16>(from.cast(), stride, to),
+                _ => read_as::<Self>(from.cast(), stride, to),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn write(dtype: DType, to: *mut u8, stride: isize, from: &[Self]) {
+        // SAFETY: the caller's.
+        unsafe {
+            match dtype {
+                DType::F16 => write_as::<f16>(to.cast(), stride, from),
+                DType::Bf16 => write_as::<bf16>(to.cast(), stride, from),
+                _ => write_as::<Self>(to.cast(), stride, from),
+            }
+        }
     }
 }
 
@@ -134,11 +171,59 @@ impl Real for f64 {
     fn ln(self) -> Self {
         self.ln()
     }
+
+    #[inline(always)]
+    unsafe fn read(_dtype: DType, from: *const u8, stride: isize, to: &mut [Self]) {
+        // SAFETY: the caller's.
+        unsafe { read_as::<Self>(from.cast(), stride, to) };
+    }
+
+    #[inline(always)]
+    unsafe fn write(_dtype: DType, to: *mut u8, stride: isize, from: &[Self]) {
+        // SAFETY: the caller's.
+        unsafe { write_as::<Self>(to.cast(), stride, from) };
+    }
+}
+
+/// Reads a vector stored as `E`.
+///
+/// # Safety
+/// As [`Real::read`].
+#[inline(always)]
+unsafe fn read_as<E: Stored>(from: *const E, stride: isize, to: &mut [E::Compute]) {
+    // SAFETY: the caller's.
+    unsafe {
+        if stride == 1 {
+            E::widen_slice(std::slice::from_raw_parts(from, to.len()), to);
+        } else {
+            for (i, to) in to.iter_mut().enumerate() {
+                *to = (*from.wrapping_offset(i as isize * stride)).widen();
+            }
+        }
+    }
+}
+
+/// Writes a vector stored as `E`.
+///
+/// # Safety
+/// As [`Real::write`].
+#[inline(always)]
+unsafe fn write_as<E: Stored>(to: *mut E, stride: isize, from: &[E::Compute]) {
+    // SAFETY: the caller's.
+    unsafe {
+        if stride == 1 {
+            E::narrow_slice(from, std::slice::from_raw_parts_mut(to, from.len()));
+        } else {
+            for (i, from) in from.iter().enumerate() {
+                *to.wrapping_offset(i as isize * stride) = E::narrow(*from);
+            }
+        }
+    }
 }
 
 /// A type that tensors are stored in, with the way to the type that kernels compute in.
-pub(crate) trait Stored: HostElement {
-    type Compute: Real + Stored<Compute = Self::Compute>;
+trait Stored: HostElement {
+    type Compute: Real;
 
     fn widen(self) -> Self::Compute;
     fn narrow(value: Self::Compute) -> Self;

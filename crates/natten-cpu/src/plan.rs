@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytemuck::{Pod, Zeroable};
-use half::{bf16, f16};
 use natten_core::{
     Bindings, Cost, DType, DeviceInfo, Error, Op, OpRequest, Plan, PlanOptions, PlanReport, Problem, Queue,
     Result, Role, Submission, TensorSpec, Workspace,
@@ -16,7 +15,7 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
 use crate::NAME;
-use crate::element::{Real, Stored};
+use crate::element::Real;
 use crate::isa::Isa;
 use crate::kernel::{
     Bias, BiasGradient, Kernel, Operands, Phase, Scratch, ScratchSizes, bias_partials_per_head,
@@ -24,7 +23,7 @@ use crate::kernel::{
 use crate::lanes::Direction;
 use crate::simd::{self, Simd};
 use crate::tiling::Pass;
-use crate::tokens::Tokens;
+use crate::tokens::{Entries, Tokens};
 use crate::view::{View, ViewMut};
 
 /// A cache line: what workspaces are made of.
@@ -196,27 +195,22 @@ impl CpuPlan {
         let start = Instant::now();
         match self.problem.dtype() {
             DType::F64 => self.run_typed::<f64>(inputs, outputs, memory),
-            DType::F32 => self.run_typed::<f32>(inputs, outputs, memory),
-            DType::F16 => self.run_typed::<f16>(inputs, outputs, memory),
-            DType::Bf16 => self.run_typed::<bf16>(inputs, outputs, memory),
-            other => {
-                return Err(Error::unsupported(NAME, format!("dtype {other}"), "use f64, f32, f16 or bf16"));
-            }
+            _ => self.run_typed::<f32>(inputs, outputs, memory),
         }
         Ok(Submission::done(start.elapsed()))
     }
 
-    fn run_typed<E: Stored>(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>], memory: &mut [Line]) {
+    fn run_typed<R: Real>(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>], memory: &mut [Line]) {
         if self.problem.batch() == 0 {
-            self.clear_batchless::<E>(outputs);
+            self.clear_batchless::<R>(outputs);
             return;
         }
         let (delta, rest) = memory.split_at_mut(self.layout.delta);
         let (tables, rest) = rest.split_at_mut(self.layout.tables);
         let scratch = &mut rest[..self.layout.scratch * self.layout.threads];
-        let delta: &mut [E::Compute] = bytemuck::cast_slice_mut(delta);
+        let delta: &mut [R] = bytemuck::cast_slice_mut(delta);
         let tables: &mut [f64] = bytemuck::cast_slice_mut(tables);
-        let kernel = self.kernel::<E>(inputs, outputs, delta, tables);
+        let kernel = self.kernel::<R>(inputs, outputs, delta, tables);
         match self.request.op {
             Op::Backward => {
                 self.share_out(&kernel, Phase::Delta, scratch);
@@ -225,24 +219,24 @@ impl CpuPlan {
             _ => self.share_out(&kernel, Phase::Forward, scratch),
         }
         if self.request.wants.contains(Role::GradRpb) {
-            self.sum_tables::<E>(tables, outputs);
+            self.sum_tables::<R>(tables, outputs);
         }
     }
 
     /// The run's tensors, found in the views by role.
-    fn kernel<E: Stored>(
+    fn kernel<R: Real>(
         &self,
         inputs: &[View<'_>],
         outputs: &mut [ViewMut<'_>],
-        delta: &mut [E::Compute],
+        delta: &mut [R],
         tables: &mut [f64],
-    ) -> Kernel<'_, E> {
+    ) -> Kernel<'_, R> {
         let expected = inputs.len();
         let input =
             |role| self.tensors[..expected].iter().position(|spec| spec.role == role).map(|i| &inputs[i]);
         let mut output = |role| {
             let index = self.tensors[expected..].iter().position(|spec| spec.role == role)?;
-            Some(Tokens::<E>::output(&mut outputs[index]))
+            Some(Tokens::<R>::output(&mut outputs[index]))
         };
         let grad_query = output(Role::GradQuery);
         let grad_key = output(Role::GradKey);
@@ -253,25 +247,23 @@ impl CpuPlan {
         let logsumexp = self.tensors[expected..]
             .iter()
             .position(|spec| spec.role == Role::Logsumexp)
-            .map(|i| Tokens::<E::Compute>::row_output(&mut outputs[i]));
-        let vectors = |role| input(role).map(Tokens::<E>::input);
+            .map(|i| Tokens::<R>::row_output(&mut outputs[i]));
+        let vectors = |role| input(role).map(Tokens::<R>::input);
         // `Problem::tensors` always lists these three.
         let always =
             |role| vectors(role).unwrap_or_else(|| unreachable!("{role} is an input of every operation"));
-        let delta = (self.request.op == Op::Backward).then(|| {
-            let shape = self.problem.shape(Role::Logsumexp);
-            Tokens::<E::Compute>::contiguous_rows(delta, &shape)
-        });
+        let delta = (self.request.op == Op::Backward)
+            .then(|| Tokens::<R>::rows(delta, self.queries.tiles.axes(), self.problem.heads()));
         let operands = Operands {
             query: always(Role::Query),
             key: always(Role::Key),
             value: always(Role::Value),
-            bias: input(Role::Rpb).map(|view| Bias::new(&self.problem, view.pointer::<E>(), view.strides())),
+            bias: input(Role::Rpb).map(|view| Bias::new(&self.problem, view)),
             additional: vectors(Role::AdditionalKey).zip(vectors(Role::AdditionalValue)),
             output: vectors(Role::Output).or(written),
-            logsumexp: input(Role::Logsumexp).map(Tokens::<E::Compute>::row_input).or(logsumexp),
+            logsumexp: input(Role::Logsumexp).map(Tokens::<R>::row_input).or(logsumexp),
             grad_output: vectors(Role::GradOutput),
-            grad_logsumexp: input(Role::GradLogsumexp).map(Tokens::<E::Compute>::row_input),
+            grad_logsumexp: input(Role::GradLogsumexp).map(Tokens::<R>::row_input),
             delta,
             grad_query,
             grad_key,
@@ -295,11 +287,11 @@ impl CpuPlan {
 
     /// Runs the units of a phase on all threads. Each takes the next unit when it is done with one; which thread runs a
     /// unit changes nothing about its result.
-    fn share_out<E: Stored>(&self, kernel: &Kernel<'_, E>, phase: Phase, scratch: &mut [Line]) {
+    fn share_out<R: Real>(&self, kernel: &Kernel<'_, R>, phase: Phase, scratch: &mut [Line]) {
         let units = kernel.units(phase);
         let next = AtomicUsize::new(0);
         let work = |lines: &mut [Line]| {
-            let mut scratch = self.sizes.carve::<E::Compute>(bytemuck::cast_slice_mut(lines));
+            let mut scratch = self.sizes.carve::<R>(bytemuck::cast_slice_mut(lines));
             loop {
                 let unit = next.fetch_add(1, Ordering::Relaxed);
                 if unit >= units {
@@ -319,32 +311,29 @@ impl CpuPlan {
     }
 
     /// Sums the partial tables of the bias gradient, in their order.
-    fn sum_tables<E: Stored>(&self, tables: &[f64], outputs: &mut [ViewMut<'_>]) {
+    fn sum_tables<R: Real>(&self, tables: &[f64], outputs: &mut [ViewMut<'_>]) {
         let expected = self.tensors.iter().filter(|spec| !spec.is_output).count();
         let Some(index) = self.tensors[expected..].iter().position(|spec| spec.role == Role::GradRpb) else {
             return;
         };
         let (heads, parts) = (self.problem.heads(), bias_partials_per_head(self.problem.heads()));
         let entries: usize = self.tensors[expected + index].shape[1..].iter().product();
-        let sum_of = |head: usize, entry: usize| -> f64 {
-            (0..parts).map(|part| tables[(head * parts + part) * entries + entry]).sum()
-        };
+        let table = Entries::new(&mut outputs[index]);
         for head in 0..heads {
             for entry in 0..entries {
-                outputs[index]
-                    .set::<E>(head * entries + entry, E::narrow(E::Compute::of(sum_of(head, entry))));
+                let sum: f64 = (0..parts).map(|part| tables[(head * parts + part) * entries + entry]).sum();
+                table.set(head * entries + entry, R::of(sum));
             }
         }
     }
 
     /// The bias has no batch axis: with batch 0 its gradient is zero, not empty.
-    fn clear_batchless<E: Stored>(&self, outputs: &mut [ViewMut<'_>]) {
+    fn clear_batchless<R: Real>(&self, outputs: &mut [ViewMut<'_>]) {
         let expected = self.tensors.iter().filter(|spec| !spec.is_output).count();
         for (spec, view) in self.tensors[expected..].iter().zip(outputs) {
             if spec.role == Role::GradRpb {
-                for index in 0..spec.len() {
-                    view.set::<E>(index, E::default());
-                }
+                let table = Entries::new(view);
+                (0..spec.len()).for_each(|index| table.set(index, R::ZERO));
             }
         }
     }
@@ -352,38 +341,33 @@ impl CpuPlan {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn run_avx2<E: Stored>(
-    kernel: &Kernel<'_, E>,
-    phase: Phase,
-    unit: usize,
-    scratch: &mut Scratch<'_, E::Compute>,
-) {
+unsafe fn run_avx2<R: Real>(kernel: &Kernel<'_, R>, phase: Phase, unit: usize, scratch: &mut Scratch<'_, R>) {
     // SAFETY: the caller's.
-    unsafe { kernel.run::<<E::Compute as Real>::On<simd::Avx2>>(phase, unit, scratch) };
+    unsafe { kernel.run::<<R as Real>::On<simd::Avx2>>(phase, unit, scratch) };
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma,f16c")]
-unsafe fn run_avx512<E: Stored>(
-    kernel: &Kernel<'_, E>,
+unsafe fn run_avx512<R: Real>(
+    kernel: &Kernel<'_, R>,
     phase: Phase,
     unit: usize,
-    scratch: &mut Scratch<'_, E::Compute>,
+    scratch: &mut Scratch<'_, R>,
 ) {
     // SAFETY: the caller's.
-    unsafe { kernel.run::<<E::Compute as Real>::On<simd::Avx512>>(phase, unit, scratch) };
+    unsafe { kernel.run::<<R as Real>::On<simd::Avx512>>(phase, unit, scratch) };
 }
 
 /// Runs a unit with the kernels of an instruction set.
 ///
 /// # Safety
 /// The processor has `isa`; the rest as [`Kernel::run`].
-unsafe fn run_unit<E: Stored>(
+unsafe fn run_unit<R: Real>(
     isa: Isa,
-    kernel: &Kernel<'_, E>,
+    kernel: &Kernel<'_, R>,
     phase: Phase,
     unit: usize,
-    scratch: &mut Scratch<'_, E::Compute>,
+    scratch: &mut Scratch<'_, R>,
 ) {
     // SAFETY: the caller's.
     unsafe {
@@ -392,7 +376,7 @@ unsafe fn run_unit<E: Stored>(
             Isa::Avx512 => run_avx512(kernel, phase, unit, scratch),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => run_avx2(kernel, phase, unit, scratch),
-            _ => kernel.run::<<E::Compute as Real>::On<simd::Portable>>(phase, unit, scratch),
+            _ => kernel.run::<<R as Real>::On<simd::Portable>>(phase, unit, scratch),
         }
     }
 }

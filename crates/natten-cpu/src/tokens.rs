@@ -1,33 +1,29 @@
 //! Tensors as kernels see them: a pointer and six strides (batch, three token axes, head, number), and the packing of
 //! their rows into the type that kernels compute in.
 
-use natten_core::contiguous_strides;
+use std::marker::PhantomData;
+
+use natten_core::DType;
 use natten_core::geometry::{Axis, TileBox};
 
-use crate::element::{Real, Stored};
+use crate::element::Real;
 use crate::view::{View, ViewMut};
 
-/// A tensor of a run. Tensors of lower rank have stride 0 on the axes that they lack.
-#[derive(Debug)]
-pub(crate) struct Tokens<E> {
-    data: *mut E,
+/// A tensor of a run, whose numbers are computed with as `R`. Tensors of lower rank have stride 0 on the axes that they
+/// lack.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tokens<R> {
+    data: *mut u8,
+    dtype: DType,
     strides: [isize; 6],
+    compute: PhantomData<R>,
 }
-
-// Not derived: the pointer is `Copy` whatever `E` is.
-impl<E> Clone for Tokens<E> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<E> Copy for Tokens<E> {}
 
 // SAFETY: made from views, which are `Send` and `Sync`; kernels read inputs only, and write each element of an output
 // from one task.
-unsafe impl<E> Send for Tokens<E> {}
+unsafe impl<R> Send for Tokens<R> {}
 // SAFETY: as above.
-unsafe impl<E> Sync for Tokens<E> {}
+unsafe impl<R> Sync for Tokens<R> {}
 
 /// The six strides of a tensor of layout `[B, tokens…, H, D]`, or `[B, tokens…, H]` where `has_numbers` is false.
 fn six(strides: &[isize], has_numbers: bool) -> [isize; 6] {
@@ -40,41 +36,48 @@ fn six(strides: &[isize], has_numbers: bool) -> [isize; 6] {
     six
 }
 
-impl<E: Stored> Tokens<E> {
+impl<R: Real> Tokens<R> {
+    fn new(data: *mut u8, dtype: DType, strides: [isize; 6]) -> Self {
+        debug_assert_eq!(dtype.accumulator(), R::DTYPE);
+        Self { data, dtype, strides, compute: PhantomData }
+    }
+
     /// An input of vectors, `[B, tokens…, H, D]`.
     pub(crate) fn input(view: &View<'_>) -> Self {
-        Self { data: view.pointer::<E>().cast_mut(), strides: six(view.strides(), true) }
+        Self::new(view.data().cast_mut(), view.dtype(), six(view.strides(), true))
     }
 
     /// An output of vectors.
     pub(crate) fn output(view: &mut ViewMut<'_>) -> Self {
-        Self { strides: six(view.strides(), true), data: view.pointer::<E>() }
+        Self::new(view.data(), view.dtype(), six(view.strides(), true))
     }
 
     /// An input of one number a query and head, `[B, tokens…, H]`.
     pub(crate) fn row_input(view: &View<'_>) -> Self {
-        Self { data: view.pointer::<E>().cast_mut(), strides: six(view.strides(), false) }
+        Self::new(view.data().cast_mut(), view.dtype(), six(view.strides(), false))
     }
 
     /// An output of one number a query and head.
     pub(crate) fn row_output(view: &mut ViewMut<'_>) -> Self {
-        Self { strides: six(view.strides(), false), data: view.pointer::<E>() }
+        Self::new(view.data(), view.dtype(), six(view.strides(), false))
     }
 
-    /// One number a query and head in memory of the workspace, for a logsumexp of `shape`.
-    pub(crate) fn contiguous_rows(memory: &mut [E], shape: &[usize]) -> Self {
-        Self { data: memory.as_mut_ptr(), strides: six(&contiguous_strides(shape), false) }
+    /// One number a query and head, contiguous in memory of the workspace.
+    pub(crate) fn rows(memory: &mut [R], axes: &[Axis; 3], heads: usize) -> Self {
+        let [z, y, x] = axes.each_ref().map(Axis::query_len);
+        let strides = [z * y * x * heads, y * x * heads, x * heads, heads, 1, 0].map(usize::cast_signed);
+        Self::new(memory.as_mut_ptr().cast(), R::DTYPE, strides)
     }
 
     /// The first number of a token's vector.
     #[inline(always)]
-    fn at(&self, batch: usize, token: [usize; 3], head: usize) -> *mut E {
+    fn at(&self, batch: usize, token: [usize; 3], head: usize) -> *mut u8 {
         let index = [batch, token[0], token[1], token[2], head];
         let mut offset = 0;
         for (i, index) in index.into_iter().enumerate() {
             offset += index as isize * self.strides[i];
         }
-        self.data.wrapping_offset(offset)
+        self.data.wrapping_offset(offset * self.dtype.size().cast_signed())
     }
 
     /// Reads a vector of `to.len()` numbers.
@@ -82,19 +85,9 @@ impl<E: Stored> Tokens<E> {
     /// # Safety
     /// The token is inside the tensor, which has `to.len()` numbers a vector and lives.
     #[inline(always)]
-    pub(crate) unsafe fn read(&self, batch: usize, token: [usize; 3], head: usize, to: &mut [E::Compute]) {
-        let from = self.at(batch, token, head);
-        let stride = self.strides[5];
+    pub(crate) unsafe fn read(&self, batch: usize, token: [usize; 3], head: usize, to: &mut [R]) {
         // SAFETY: the view was checked against its memory when it was made, and the caller stays inside its shape.
-        unsafe {
-            if stride == 1 {
-                E::widen_slice(std::slice::from_raw_parts(from, to.len()), to);
-            } else {
-                for (i, to) in to.iter_mut().enumerate() {
-                    *to = (*from.wrapping_offset(i as isize * stride)).widen();
-                }
-            }
-        }
+        unsafe { R::read(self.dtype, self.at(batch, token, head), self.strides[5], to) };
     }
 
     /// Writes a vector.
@@ -102,19 +95,9 @@ impl<E: Stored> Tokens<E> {
     /// # Safety
     /// As [`read`](Self::read); the tensor is an output, and no other task writes this vector.
     #[inline(always)]
-    pub(crate) unsafe fn write(&self, batch: usize, token: [usize; 3], head: usize, from: &[E::Compute]) {
-        let to = self.at(batch, token, head);
-        let stride = self.strides[5];
+    pub(crate) unsafe fn write(&self, batch: usize, token: [usize; 3], head: usize, from: &[R]) {
         // SAFETY: as in `read`.
-        unsafe {
-            if stride == 1 {
-                E::narrow_slice(from, std::slice::from_raw_parts_mut(to, from.len()));
-            } else {
-                for (i, from) in from.iter().enumerate() {
-                    *to.wrapping_offset(i as isize * stride) = E::narrow(*from);
-                }
-            }
-        }
+        unsafe { R::write(self.dtype, self.at(batch, token, head), self.strides[5], from) };
     }
 
     /// Packs the vectors of a box, one after another, `stride` numbers apart with zeros behind `dim`. Returns whether
@@ -129,7 +112,7 @@ impl<E: Stored> Tokens<E> {
         place: &Place,
         dim: usize,
         stride: usize,
-        to: &mut [E::Compute],
+        to: &mut [R],
     ) -> bool {
         let mut finite = true;
         let tile = &place.tile;
@@ -141,7 +124,7 @@ impl<E: Stored> Tokens<E> {
                     let (numbers, padding) = vector.split_at_mut(dim);
                     // SAFETY: the caller's.
                     unsafe { self.read(batch, place.token([z, y, x]), head, numbers) };
-                    padding.fill(E::Compute::ZERO);
+                    padding.fill(R::ZERO);
                     finite &= all_finite(numbers);
                     row += 1;
                 }
@@ -155,9 +138,9 @@ impl<E: Stored> Tokens<E> {
     /// # Safety
     /// The token is inside the tensor.
     #[inline(always)]
-    pub(crate) unsafe fn number(&self, batch: usize, token: [usize; 3], head: usize) -> E {
-        // SAFETY: the caller's.
-        unsafe { *self.at(batch, token, head) }
+    pub(crate) unsafe fn number(&self, batch: usize, token: [usize; 3], head: usize) -> R {
+        // SAFETY: the caller's; numbers a row are stored as they are computed.
+        unsafe { *self.at(batch, token, head).cast::<R>() }
     }
 
     /// Writes one number a query and head.
@@ -165,9 +148,42 @@ impl<E: Stored> Tokens<E> {
     /// # Safety
     /// As [`number`](Self::number); the tensor is an output, and no other task writes this number.
     #[inline(always)]
-    pub(crate) unsafe fn set_number(&self, batch: usize, token: [usize; 3], head: usize, value: E) {
-        // SAFETY: the caller's.
-        unsafe { *self.at(batch, token, head) = value };
+    pub(crate) unsafe fn set_number(&self, batch: usize, token: [usize; 3], head: usize, value: R) {
+        // SAFETY: the caller's; numbers a row are stored as they are computed.
+        unsafe { *self.at(batch, token, head).cast::<R>() = value };
+    }
+}
+
+/// An output by row-major index, whatever its rank: for the few numbers of a table.
+#[derive(Debug)]
+pub(crate) struct Entries<'v, 'm> {
+    view: &'v ViewMut<'m>,
+    data: *mut u8,
+}
+
+impl<'v, 'm> Entries<'v, 'm> {
+    pub(crate) fn new(view: &'v mut ViewMut<'m>) -> Self {
+        let data = view.data();
+        Self { view, data }
+    }
+
+    /// Writes the number at an index.
+    pub(crate) fn set<R: Real>(&self, index: usize, value: R) {
+        let (mut rest, mut offset) = (index, 0);
+        for (&extent, &stride) in self.view.shape().iter().zip(self.view.strides()).rev() {
+            offset += (rest % extent).cast_signed() * stride;
+            rest /= extent;
+        }
+        let dtype = self.view.dtype();
+        assert_eq!(
+            (rest, dtype.accumulator()),
+            (0, R::DTYPE),
+            "an index of the view, and a type that it stores"
+        );
+        let to = self.data.wrapping_offset(offset * dtype.size().cast_signed());
+        // SAFETY: the view was checked against its memory when it was made, the index is inside its shape, and the view
+        // is borrowed mutably.
+        unsafe { R::write(dtype, to, 1, &[value]) };
     }
 }
 

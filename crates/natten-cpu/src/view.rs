@@ -100,7 +100,7 @@ impl<'a> View<'a> {
     /// # Errors
     /// [`Error::Invalid`] where it lies on a device.
     pub fn of(tensor: &'a Tensor) -> Result<Self> {
-        let data = tensor.storage().host().ok_or_else(|| not_host(tensor))?;
+        let data = tensor.storage().host().ok_or_else(not_host)?;
         Self::of_slice(data, tensor.shape(), tensor.strides(), tensor.offset())
     }
 
@@ -142,9 +142,8 @@ impl<'a> View<'a> {
     }
 
     /// The first element. Valid for reads at every index of the layout.
-    pub(crate) fn pointer<T: HostElement>(&self) -> *const T {
-        debug_assert_eq!(self.dtype, T::DTYPE);
-        self.data.cast()
+    pub(crate) const fn data(&self) -> *const u8 {
+        self.data
     }
 }
 
@@ -172,8 +171,7 @@ impl<'a> ViewMut<'a> {
     pub fn of(tensor: &'a mut Tensor) -> Result<Self> {
         let layout = Layout::new(tensor.shape(), tensor.strides())?;
         let offset = tensor.offset();
-        let failed = not_host(tensor);
-        let data = tensor.storage_mut().and_then(|storage| storage.host_mut()).ok_or(failed)?;
+        let data = tensor.storage_mut().and_then(|storage| storage.host_mut()).ok_or_else(not_host)?;
         Self::of_slice(data, layout.shape(), layout.strides(), offset)
     }
 
@@ -215,26 +213,9 @@ impl<'a> ViewMut<'a> {
         check_tensor(spec, self.shape(), self.dtype, self.strides())
     }
 
-    /// Writes the element at a row-major index.
-    pub(crate) fn set<T: HostElement>(&mut self, index: usize, value: T) {
-        let (mut rest, mut offset) = (index, 0);
-        for (&extent, &stride) in self.shape().iter().zip(self.strides()).rev() {
-            offset += (rest % extent) as isize * stride;
-            rest /= extent;
-        }
-        assert_eq!(
-            (rest, self.dtype),
-            (0, T::DTYPE),
-            "the index is inside the view, and the type is its own"
-        );
-        // SAFETY: the layout was checked against the memory, and the index is inside the layout.
-        unsafe { *self.pointer::<T>().wrapping_offset(offset) = value };
-    }
-
     /// The first element. Valid for writes at every index of the layout, while `self` is borrowed mutably.
-    pub(crate) fn pointer<T: HostElement>(&mut self) -> *mut T {
-        debug_assert_eq!(self.dtype, T::DTYPE);
-        self.data.cast()
+    pub(crate) const fn data(&mut self) -> *mut u8 {
+        self.data
     }
 }
 
@@ -256,10 +237,10 @@ fn unknown_dtype(dtype: DType) -> Error {
     Error::unsupported(crate::NAME, format!("dtype {dtype}"), "use f64, f32, f16 or bf16")
 }
 
-fn not_host(tensor: &Tensor) -> Error {
+fn not_host() -> Error {
     Error::invalid(
         "tensor",
-        format!("on {}", tensor.storage().device()),
+        "on a device, or an output that shares its storage",
         "the CPU reads host memory, and writes host memory that no other tensor shares",
         "download the tensor first, or use the output that Backend::empty made",
     )
@@ -308,7 +289,7 @@ mod tests {
 
     #[test]
     fn shared_storage_is_not_written() {
-        let mut tensor: Tensor = natten_core::HostTensor::zeros(DType::F32, &[3]).unwrap().into();
+        let mut tensor: Tensor = HostTensor::zeros(DType::F32, &[3]).unwrap().into();
         assert!(ViewMut::of(&mut tensor).is_ok());
         let other = tensor.clone();
         assert!(ViewMut::of(&mut tensor).unwrap_err().to_string().contains("shares"));

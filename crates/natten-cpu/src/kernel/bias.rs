@@ -3,12 +3,15 @@
 //! Along an axis the entry is `(k-1) + (key - query)` in group coordinates, a part that depends on the query alone and
 //! one that depends on the key alone: so a lane and a row each have an offset into the table, and a pair adds them.
 
-use natten_core::Problem;
-use natten_core::geometry::TileBox;
+use std::marker::PhantomData;
 
-use crate::element::{Real, Stored};
+use natten_core::geometry::TileBox;
+use natten_core::{DType, Problem};
+
+use crate::element::Real;
 use crate::lanes::{Direction, Sight};
 use crate::simd::MAX_WIDTH;
+use crate::view::View;
 
 /// A tile of scores: which pairs it holds.
 #[derive(Debug)]
@@ -24,28 +27,21 @@ pub(crate) struct Pairs<'t, 'm> {
 }
 
 /// The bias table of a run, with any strides.
-#[derive(Debug)]
-pub(crate) struct Bias<E> {
-    data: *const E,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bias<R> {
+    data: *const u8,
+    dtype: DType,
     head: isize,
     strides: [isize; 3],
     /// `(k-1)` an axis, as an offset.
     center: isize,
+    compute: PhantomData<R>,
 }
-
-// Not derived: the pointer is `Copy` whatever `E` is.
-impl<E> Clone for Bias<E> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<E> Copy for Bias<E> {}
 
 // SAFETY: a bias table is read only, made from a `View`, which is `Send` and `Sync`.
-unsafe impl<E> Send for Bias<E> {}
+unsafe impl<R> Send for Bias<R> {}
 // SAFETY: as above.
-unsafe impl<E> Sync for Bias<E> {}
+unsafe impl<R> Sync for Bias<R> {}
 
 /// Offsets of the lanes and the rows of one tile into a table.
 #[derive(Clone, Copy, Debug)]
@@ -89,12 +85,19 @@ fn center(problem: &Problem, strides: [isize; 3]) -> isize {
     dot([axes[0].window_len() - 1, axes[1].window_len() - 1, axes[2].window_len() - 1], strides)
 }
 
-impl<E: Stored> Bias<E> {
-    /// The table at `data` with the strides of a view of shape `[heads, 2k-1, …]`.
-    pub(crate) fn new(problem: &Problem, data: *const E, view_strides: &[isize]) -> Self {
+impl<R: Real> Bias<R> {
+    /// A table of shape `[heads, 2k-1, …]`.
+    pub(crate) fn new(problem: &Problem, view: &View<'_>) -> Self {
         let mut strides = [0; 3];
-        strides[4 - view_strides.len()..].copy_from_slice(&view_strides[1..]);
-        Self { data, head: view_strides[0], strides, center: center(problem, strides) }
+        strides[4 - view.strides().len()..].copy_from_slice(&view.strides()[1..]);
+        Self {
+            data: view.data(),
+            dtype: view.dtype(),
+            head: view.strides()[0],
+            strides,
+            center: center(problem, strides),
+            compute: PhantomData,
+        }
     }
 
     /// Adds the bias to a tile of scores. Pairs that are not visible have no entry and are left alone.
@@ -102,20 +105,24 @@ impl<E: Stored> Bias<E> {
     /// # Safety
     /// The sight is that of the group and the streamed box, inside the problem; `scores` has a row for each of its rows.
     #[inline(always)]
-    pub(crate) unsafe fn add(&self, head: usize, pairs: &Pairs<'_, '_>, scores: &mut [E::Compute]) {
+    pub(crate) unsafe fn add(&self, head: usize, pairs: &Pairs<'_, '_>, scores: &mut [R]) {
         let (sight, width) = (pairs.sight, pairs.width);
         let offsets = Offsets::new(pairs, self.strides, self.center);
-        let table = self.data.wrapping_offset(head as isize * self.head);
+        let size = self.dtype.size().cast_signed();
+        let table = self.data.wrapping_offset(head as isize * self.head * size);
         let mut row = sight.first();
         for index in 0..sight.rows() {
             let mut lanes = sight.mask(row);
             while lanes != 0 {
                 let lane = lanes.trailing_zeros() as usize;
                 lanes &= lanes - 1;
+                let mut entry = [R::ZERO];
                 // SAFETY: a visible pair's entry is inside the table.
-                let entry = unsafe { *table.wrapping_offset(offsets.pair(lane, row)) };
+                unsafe {
+                    R::read(self.dtype, table.wrapping_offset(offsets.pair(lane, row) * size), 1, &mut entry)
+                };
                 let score = &mut scores[index * width + lane];
-                *score = score.add(entry.widen());
+                *score = score.add(entry[0]);
             }
             row = sight.after(row);
         }

@@ -4,7 +4,7 @@ use natten_core::geometry::TileBox;
 
 use super::stationary::{Alive, accumulate, pack_panel, products};
 use super::{Kernel, Pairs, Scratch};
-use crate::element::{Real, Stored};
+use crate::element::Real;
 use crate::lanes::{Direction, LaneGroups, Sight, all_lanes};
 use crate::simd::Simd;
 use crate::tokens::Place;
@@ -24,17 +24,13 @@ struct Running<'s, R> {
     sums: &'s mut [R],
 }
 
-impl<E: Stored> Kernel<'_, E> {
+impl<R: Real> Kernel<'_, R> {
     /// One query box of one batch entry and head.
     ///
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    pub(super) unsafe fn forward_unit<S: Simd<T = E::Compute>>(
-        &self,
-        unit: usize,
-        scratch: &mut Scratch<'_, E::Compute>,
-    ) {
+    pub(super) unsafe fn forward_unit<S: Simd<T = R>>(&self, unit: usize, scratch: &mut Scratch<'_, R>) {
         let (problem, pass, operands) = (self.problem, self.queries, &self.operands);
         let boxes = pass.tiles.query_boxes();
         let (batch, head) = (unit / boxes / problem.heads(), unit / boxes % problem.heads());
@@ -47,9 +43,9 @@ impl<E: Stored> Kernel<'_, E> {
 
         let lanes = groups.len() * S::WIDTH;
         let (max, total) = scratch.lane_stats[..2 * lanes].split_at_mut(lanes);
-        max.fill(E::Compute::NEG_INFINITY);
-        total.fill(E::Compute::ZERO);
-        scratch.sums_b[..lanes * stride_v].fill(E::Compute::ZERO);
+        max.fill(R::NEG_INFINITY);
+        total.fill(R::ZERO);
+        scratch.sums_b[..lanes * stride_v].fill(R::ZERO);
         for g in 0..groups.len() {
             let place = Place::new(axes, groups.group(g));
             let panel = &mut scratch.panels_a[g * dim * S::WIDTH..][..dim * S::WIDTH];
@@ -130,14 +126,14 @@ impl<E: Stored> Kernel<'_, E> {
     /// # Safety
     /// The processor has `S`, and every slice has the size that scratch gives it.
     #[inline(always)]
-    unsafe fn attend<S: Simd<T = E::Compute>>(
+    unsafe fn attend<S: Simd<T = R>>(
         &self,
         group: &TileBox,
         sight: &Sight<'_>,
         bias: Option<(usize, [usize; 3])>,
-        streamed: &Streamed<'_, E::Compute>,
-        weights: &mut [E::Compute],
-        running: Running<'_, E::Compute>,
+        streamed: &Streamed<'_, R>,
+        weights: &mut [R],
+        running: Running<'_, R>,
     ) {
         let rows = sight.rows();
         if rows == 0 {
@@ -154,7 +150,7 @@ impl<E: Stored> Kernel<'_, E> {
                     Pairs { direction: Direction::Keys, group, streamed: start, sight, width: S::WIDTH };
                 table.add(head, &pairs, weights);
             }
-            let rescale = &mut [E::Compute::ZERO; crate::simd::MAX_WIDTH];
+            let rescale = &mut [R::ZERO; crate::simd::MAX_WIDTH];
             for j in 0..vectors {
                 let lane = j * S::LANES;
                 softmax_column::<S>(
@@ -171,7 +167,7 @@ impl<E: Stored> Kernel<'_, E> {
             }
             for (lane, &factor) in rescale.iter().enumerate().take(group.volume()) {
                 // One comparison a lane saves the product once the maximum has settled. NaN is not 1.
-                if factor != E::Compute::of(1.0) {
+                if factor != R::of(1.0) {
                     let factor = S::splat(factor);
                     for d in (0..stride_v).step_by(S::LANES) {
                         let sum = running.sums.as_mut_ptr().add(lane * stride_v + d);
@@ -186,7 +182,7 @@ impl<E: Stored> Kernel<'_, E> {
     }
 
     /// The additional tokens in boxes of at most `rows`.
-    pub(super) fn additional_boxes(&self, rows: usize) -> impl Iterator<Item = Place> + use<E> {
+    pub(super) fn additional_boxes(&self, rows: usize) -> impl Iterator<Item = Place> + use<R> {
         let tokens = self.problem.additional_tokens();
         (0..tokens).step_by(rows.max(1)).map(move |first| Place::line(first, rows.min(tokens - first)))
     }

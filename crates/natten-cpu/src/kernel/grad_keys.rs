@@ -5,17 +5,17 @@ use natten_core::geometry::TileBox;
 
 use super::stationary::{Alive, accumulate, pack_panel, products};
 use super::{Kernel, Pairs, Scratch};
-use crate::element::{Real, Stored};
+use crate::element::Real;
 use crate::lanes::{Direction, LaneGroups, Sight, all_lanes};
 use crate::simd::Simd;
 use crate::tokens::{Place, Tokens};
 
 /// Whose gradients a unit computes: the tensors of stationary keys, and where their gradients go.
-struct Target<'k, E> {
-    key: &'k Tokens<E>,
-    value: &'k Tokens<E>,
-    grad_key: Option<&'k Tokens<E>>,
-    grad_value: Option<&'k Tokens<E>>,
+struct Target<'k, R> {
+    key: &'k Tokens<R>,
+    value: &'k Tokens<R>,
+    grad_key: Option<&'k Tokens<R>>,
+    grad_value: Option<&'k Tokens<R>>,
     /// Whether the keys lie in windows; additional ones are seen by every query, without bias.
     is_window: bool,
     /// The tokens of a lane group.
@@ -42,7 +42,7 @@ struct Stationary<'s, R> {
     grad_values: &'s mut [R],
 }
 
-impl<E: Stored> Kernel<'_, E> {
+impl<R: Real> Kernel<'_, R> {
     /// Units of the key boxes.
     pub(super) fn key_units(&self) -> usize {
         if self.operands.grad_key.is_none() && self.operands.grad_value.is_none() {
@@ -65,11 +65,7 @@ impl<E: Stored> Kernel<'_, E> {
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    pub(super) unsafe fn grad_key_unit<S: Simd<T = E::Compute>>(
-        &self,
-        unit: usize,
-        scratch: &mut Scratch<'_, E::Compute>,
-    ) {
+    pub(super) unsafe fn grad_key_unit<S: Simd<T = R>>(&self, unit: usize, scratch: &mut Scratch<'_, R>) {
         let (pass, operands) = (self.keys, &self.operands);
         let boxes = pass.tiles.key_boxes();
         let (batch, head_kv) =
@@ -98,10 +94,10 @@ impl<E: Stored> Kernel<'_, E> {
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    pub(super) unsafe fn grad_additional_unit<S: Simd<T = E::Compute>>(
+    pub(super) unsafe fn grad_additional_unit<S: Simd<T = R>>(
         &self,
         unit: usize,
-        scratch: &mut Scratch<'_, E::Compute>,
+        scratch: &mut Scratch<'_, R>,
     ) {
         let (problem, operands) = (self.problem, &self.operands);
         let Some((key, value)) = &operands.additional else { return };
@@ -131,19 +127,19 @@ impl<E: Stored> Kernel<'_, E> {
     }
 
     #[inline(always)]
-    unsafe fn begin_keys<S: Simd<T = E::Compute>>(
+    unsafe fn begin_keys<S: Simd<T = R>>(
         &self,
-        target: &Target<'_, E>,
+        target: &Target<'_, R>,
         batch: usize,
         head_kv: usize,
         place: &Place,
-        scratch: &mut Scratch<'_, E::Compute>,
+        scratch: &mut Scratch<'_, R>,
     ) {
         let (dim, dim_v, [stride_k, stride_v]) =
             (self.problem.head_dim(), self.problem.head_dim_v(), self.sizes.stride);
         let groups = LaneGroups::new(&place.tile, target.lane_shape);
-        scratch.sums_a[..groups.len() * S::WIDTH * stride_k].fill(E::Compute::ZERO);
-        scratch.sums_b[..groups.len() * S::WIDTH * stride_v].fill(E::Compute::ZERO);
+        scratch.sums_a[..groups.len() * S::WIDTH * stride_k].fill(R::ZERO);
+        scratch.sums_b[..groups.len() * S::WIDTH * stride_v].fill(R::ZERO);
         for g in 0..groups.len() {
             let group = place.with(groups.group(g));
             // SAFETY: the group is inside the box, which is inside the tensors.
@@ -153,21 +149,21 @@ impl<E: Stored> Kernel<'_, E> {
                 pack_panel(target.key, (batch, head_kv), &group, self.scale(), vector, panel);
                 let vector = &mut scratch.vector[..dim_v];
                 let panel = &mut scratch.panels_b[g * dim_v * S::WIDTH..][..dim_v * S::WIDTH];
-                pack_panel(target.value, (batch, head_kv), &group, E::Compute::of(1.0), vector, panel);
+                pack_panel(target.value, (batch, head_kv), &group, R::of(1.0), vector, panel);
             }
         }
     }
 
     /// Streams one box of queries, of every query head of the key head, past the stationary keys.
     #[inline(always)]
-    unsafe fn stream_queries<S: Simd<T = E::Compute>>(
+    unsafe fn stream_queries<S: Simd<T = R>>(
         &self,
-        target: &Target<'_, E>,
+        target: &Target<'_, R>,
         batch: usize,
         head_kv: usize,
         place: &Place,
         queries: &TileBox,
-        scratch: &mut Scratch<'_, E::Compute>,
+        scratch: &mut Scratch<'_, R>,
     ) {
         let (problem, operands) = (self.problem, &self.operands);
         let (Some(grad_output), Some(logsumexp), Some(delta)) =
@@ -198,7 +194,7 @@ impl<E: Stored> Kernel<'_, E> {
             let streamed = Streamed {
                 queries: scratch.rows_a,
                 grad_outputs: scratch.rows_b,
-                any_dead: row_logsumexp.contains(&E::Compute::NEG_INFINITY),
+                any_dead: row_logsumexp.contains(&R::NEG_INFINITY),
                 logsumexp: row_logsumexp,
                 delta: row_delta,
                 queries_are_finite,
@@ -241,15 +237,15 @@ impl<E: Stored> Kernel<'_, E> {
     /// The processor has `S`, and every slice has the size that scratch gives it.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "each is one thing that differs between callers")]
-    unsafe fn grad_scores_of_keys<S: Simd<T = E::Compute>>(
+    unsafe fn grad_scores_of_keys<S: Simd<T = R>>(
         &self,
-        target: &Target<'_, E>,
+        target: &Target<'_, R>,
         group: &TileBox,
         sight: &Sight<'_>,
         bias: Option<(usize, [usize; 3])>,
-        streamed: &Streamed<'_, E::Compute>,
-        stationary: Stationary<'_, E::Compute>,
-        (weights, grads): (&mut [E::Compute], &mut [E::Compute]),
+        streamed: &Streamed<'_, R>,
+        stationary: Stationary<'_, R>,
+        (weights, grads): (&mut [R], &mut [R]),
     ) {
         let rows = sight.rows();
         if rows == 0 {
@@ -275,7 +271,7 @@ impl<E: Stored> Kernel<'_, E> {
                     Pairs { direction: Direction::Queries, group, streamed: start, sight, width: S::WIDTH };
                 table.add(head, &pairs, weights);
             }
-            let nothing = S::splat(E::Compute::ZERO);
+            let nothing = S::splat(R::ZERO);
             let mut offset = sight.first();
             for row in 0..rows {
                 let query = sight.row(offset);
@@ -310,13 +306,13 @@ impl<E: Stored> Kernel<'_, E> {
     }
 
     #[inline(always)]
-    unsafe fn finish_keys<S: Simd<T = E::Compute>>(
+    unsafe fn finish_keys<S: Simd<T = R>>(
         &self,
-        target: &Target<'_, E>,
+        target: &Target<'_, R>,
         batch: usize,
         head_kv: usize,
         place: &Place,
-        scratch: &mut Scratch<'_, E::Compute>,
+        scratch: &mut Scratch<'_, R>,
     ) {
         let (dim, dim_v, [stride_k, stride_v]) =
             (self.problem.head_dim(), self.problem.head_dim_v(), self.sizes.stride);

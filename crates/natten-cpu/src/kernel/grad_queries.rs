@@ -7,7 +7,7 @@ use natten_core::geometry::TileBox;
 
 use super::stationary::{Alive, accumulate, pack_panel, products};
 use super::{DELTA_ROWS, Kernel, Pairs, Scratch};
-use crate::element::{Real, Stored};
+use crate::element::Real;
 use crate::lanes::{Direction, LaneGroups, Sight, all_lanes};
 use crate::simd::Simd;
 use crate::tokens::Place;
@@ -38,13 +38,13 @@ struct TileRoom<'s, R> {
     grads: &'s mut [R],
 }
 
-impl<E: Stored> Kernel<'_, E> {
+impl<R: Real> Kernel<'_, R> {
     /// Δ of some queries of one batch entry, for all heads.
     ///
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    pub(super) unsafe fn delta_unit(&self, unit: usize, scratch: &mut Scratch<'_, E::Compute>) {
+    pub(super) unsafe fn delta_unit(&self, unit: usize, scratch: &mut Scratch<'_, R>) {
         let operands = &self.operands;
         let (Some(grad_output), Some(output), Some(delta)) =
             (&operands.grad_output, &operands.output, &operands.delta)
@@ -63,7 +63,7 @@ impl<E: Stored> Kernel<'_, E> {
                 unsafe {
                     grad_output.read(batch, token, head, ours);
                     output.read(batch, token, head, theirs);
-                    let mut sum = E::Compute::ZERO;
+                    let mut sum = R::ZERO;
                     for (a, b) in ours.iter().zip(theirs.iter()) {
                         sum = sum.add(a.mul(*b));
                     }
@@ -107,11 +107,7 @@ impl<E: Stored> Kernel<'_, E> {
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    pub(super) unsafe fn grad_query_unit<S: Simd<T = E::Compute>>(
-        &self,
-        unit: usize,
-        scratch: &mut Scratch<'_, E::Compute>,
-    ) {
+    pub(super) unsafe fn grad_query_unit<S: Simd<T = R>>(&self, unit: usize, scratch: &mut Scratch<'_, R>) {
         let (head, boxes) = self.boxes_of_query_unit(unit);
         // SAFETY: the caller's; units have tables and boxes of their own.
         unsafe {
@@ -125,12 +121,12 @@ impl<E: Stored> Kernel<'_, E> {
     }
 
     #[inline(always)]
-    unsafe fn grad_query_box<S: Simd<T = E::Compute>>(
+    unsafe fn grad_query_box<S: Simd<T = R>>(
         &self,
         unit: usize,
         head: usize,
         index: usize,
-        scratch: &mut Scratch<'_, E::Compute>,
+        scratch: &mut Scratch<'_, R>,
     ) {
         let (problem, pass, operands) = (self.problem, self.queries, &self.operands);
         let (Some(grad_output), Some(logsumexp), Some(delta)) =
@@ -147,9 +143,9 @@ impl<E: Stored> Kernel<'_, E> {
         let groups = LaneGroups::new(&tile, pass.lane_shape);
         let lanes = groups.len() * S::WIDTH;
         let (row_logsumexp, row_delta) = scratch.lane_stats[..2 * lanes].split_at_mut(lanes);
-        row_logsumexp.fill(E::Compute::NEG_INFINITY);
-        row_delta.fill(E::Compute::ZERO);
-        scratch.sums_a[..lanes * stride_k].fill(E::Compute::ZERO);
+        row_logsumexp.fill(R::NEG_INFINITY);
+        row_delta.fill(R::ZERO);
+        scratch.sums_a[..lanes * stride_k].fill(R::ZERO);
         for g in 0..groups.len() {
             let place = Place::new(axes, groups.group(g));
             // SAFETY: the box is one of the tiles, which partition the queries.
@@ -159,7 +155,7 @@ impl<E: Stored> Kernel<'_, E> {
                 pack_panel(&operands.query, (batch, head), &place, self.scale(), vector, panel);
                 let vector = &mut scratch.vector[..dim_v];
                 let panel = &mut scratch.panels_b[g * dim_v * S::WIDTH..][..dim_v * S::WIDTH];
-                pack_panel(grad_output, (batch, head), &place, E::Compute::of(1.0), vector, panel);
+                pack_panel(grad_output, (batch, head), &place, R::of(1.0), vector, panel);
                 for lane in 0..place.tile.volume() {
                     let token = place.nth(lane);
                     row_logsumexp[g * S::WIDTH + lane] = logsumexp.number(batch, token, head);
@@ -240,14 +236,14 @@ impl<E: Stored> Kernel<'_, E> {
     /// # Safety
     /// The processor has `S`, and every slice has the size that scratch gives it.
     #[inline(always)]
-    unsafe fn grad_scores_of_queries<S: Simd<T = E::Compute>>(
+    unsafe fn grad_scores_of_queries<S: Simd<T = R>>(
         &self,
         group: &TileBox,
         sight: &Sight<'_>,
         bias: Option<(usize, usize, [usize; 3])>,
-        streamed: &Streamed<'_, E::Compute>,
-        stationary: Stationary<'_, E::Compute>,
-        room: TileRoom<'_, E::Compute>,
+        streamed: &Streamed<'_, R>,
+        stationary: Stationary<'_, R>,
+        room: TileRoom<'_, R>,
     ) {
         let rows = sight.rows();
         if rows == 0 {
@@ -260,7 +256,7 @@ impl<E: Stored> Kernel<'_, E> {
         let every = all_lanes(group.volume());
         let mut live = 0;
         for (lane, logsumexp) in stationary.logsumexp.iter().enumerate().take(group.volume()) {
-            live |= u32::from(*logsumexp != E::Compute::NEG_INFINITY) << lane;
+            live |= u32::from(*logsumexp != R::NEG_INFINITY) << lane;
         }
         let alive = Alive { lanes: live, rows: None, any_masked: !sight.is_full || live != every };
         // SAFETY: the caller's.
@@ -276,7 +272,7 @@ impl<E: Stored> Kernel<'_, E> {
                 let lane = j * S::LANES;
                 let logsumexp = S::load(stationary.logsumexp.as_ptr().add(lane));
                 let delta = S::load(stationary.delta.as_ptr().add(lane));
-                let nothing = S::splat(E::Compute::ZERO);
+                let nothing = S::splat(R::ZERO);
                 let mut offset = sight.first();
                 for row in 0..rows {
                     let score = S::load(weights.as_ptr().add(row * S::WIDTH + lane));

@@ -26,7 +26,7 @@ pub(crate) use bias::{Bias, BiasGradient};
 pub(crate) use grad_queries::bias_partials_per_head;
 pub(crate) use scratch::{Scratch, ScratchSizes};
 
-use crate::element::{Real, Stored};
+use crate::element::Real;
 use crate::simd::Simd;
 use crate::tiling::Pass;
 use crate::tokens::Tokens;
@@ -36,39 +36,39 @@ pub(crate) const DELTA_ROWS: usize = 256;
 
 /// The tensors of a run.
 #[derive(Debug)]
-pub(crate) struct Operands<E: Stored> {
-    pub(crate) query: Tokens<E>,
-    pub(crate) key: Tokens<E>,
-    pub(crate) value: Tokens<E>,
-    pub(crate) bias: Option<Bias<E>>,
-    pub(crate) additional: Option<(Tokens<E>, Tokens<E>)>,
+pub(crate) struct Operands<R: Real> {
+    pub(crate) query: Tokens<R>,
+    pub(crate) key: Tokens<R>,
+    pub(crate) value: Tokens<R>,
+    pub(crate) bias: Option<Bias<R>>,
+    pub(crate) additional: Option<(Tokens<R>, Tokens<R>)>,
     /// Written by forward, read by backward.
-    pub(crate) output: Option<Tokens<E>>,
+    pub(crate) output: Option<Tokens<R>>,
     /// Written by forward, read by backward.
-    pub(crate) logsumexp: Option<Tokens<E::Compute>>,
-    pub(crate) grad_output: Option<Tokens<E>>,
-    pub(crate) grad_logsumexp: Option<Tokens<E::Compute>>,
+    pub(crate) logsumexp: Option<Tokens<R>>,
+    pub(crate) grad_output: Option<Tokens<R>>,
+    pub(crate) grad_logsumexp: Option<Tokens<R>>,
     /// `⟨grad_output, output⟩ - grad_logsumexp`, a number a query and head, in the workspace.
-    pub(crate) delta: Option<Tokens<E::Compute>>,
-    pub(crate) grad_query: Option<Tokens<E>>,
-    pub(crate) grad_key: Option<Tokens<E>>,
-    pub(crate) grad_value: Option<Tokens<E>>,
-    pub(crate) grad_additional_key: Option<Tokens<E>>,
-    pub(crate) grad_additional_value: Option<Tokens<E>>,
+    pub(crate) delta: Option<Tokens<R>>,
+    pub(crate) grad_query: Option<Tokens<R>>,
+    pub(crate) grad_key: Option<Tokens<R>>,
+    pub(crate) grad_value: Option<Tokens<R>>,
+    pub(crate) grad_additional_key: Option<Tokens<R>>,
+    pub(crate) grad_additional_value: Option<Tokens<R>>,
     /// Tables in the workspace that partial sums of the bias gradient go to.
     pub(crate) grad_bias: Option<BiasGradient>,
 }
 
 /// A run: what to compute on, and how it is cut.
 #[derive(Debug)]
-pub(crate) struct Kernel<'a, E: Stored> {
+pub(crate) struct Kernel<'a, R: Real> {
     pub(crate) problem: &'a Problem,
     /// Queries are stationary: forward, and the gradients of queries.
     pub(crate) queries: &'a Pass,
     /// Keys are stationary.
     pub(crate) keys: &'a Pass,
     pub(crate) sizes: &'a ScratchSizes,
-    pub(crate) operands: Operands<E>,
+    pub(crate) operands: Operands<R>,
 }
 
 /// What the threads share out: units that may run in any order, each writing elements of its own.
@@ -79,7 +79,7 @@ pub(crate) enum Phase {
     Gradients,
 }
 
-impl<E: Stored> Kernel<'_, E> {
+impl<R: Real> Kernel<'_, R> {
     /// The number of units of a phase.
     pub(crate) fn units(&self, phase: Phase) -> usize {
         let rows = self.problem.batch() * self.problem.heads();
@@ -96,12 +96,7 @@ impl<E: Stored> Kernel<'_, E> {
     /// The processor has `S`'s instruction set, `scratch` was carved by this kernel's sizes, the operands live, and no
     /// two threads run the same unit.
     #[inline(always)]
-    pub(crate) unsafe fn run<S: Simd<T = E::Compute>>(
-        &self,
-        phase: Phase,
-        unit: usize,
-        scratch: &mut Scratch<'_, E::Compute>,
-    ) {
+    pub(crate) unsafe fn run<S: Simd<T = R>>(&self, phase: Phase, unit: usize, scratch: &mut Scratch<'_, R>) {
         // SAFETY: the caller's.
         unsafe {
             match phase {
@@ -125,7 +120,7 @@ impl<E: Stored> Kernel<'_, E> {
         self.problem.neighborhood().axes().iter().map(|axis| axis.query_len()).product()
     }
 
-    fn scale(&self) -> E::Compute {
-        E::Compute::of(self.problem.scale())
+    fn scale(&self) -> R {
+        R::of(self.problem.scale())
     }
 }

@@ -2,7 +2,7 @@
 
 use natten_core::geometry::TileBox;
 
-use crate::element::{Real, Stored};
+use crate::element::Real;
 use crate::lanes::Sight;
 use crate::simd::{Extents, Left, Simd};
 use crate::tokens::{Place, Tokens};
@@ -13,16 +13,16 @@ use crate::tokens::{Place, Tokens};
 /// # Safety
 /// The group is inside the tensor.
 #[inline(always)]
-pub(super) unsafe fn pack_panel<E: Stored>(
-    tensor: &Tokens<E>,
+pub(super) unsafe fn pack_panel<R: Real>(
+    tensor: &Tokens<R>,
     at: (usize, usize),
     group: &Place,
-    factor: E::Compute,
-    vector: &mut [E::Compute],
-    panel: &mut [E::Compute],
+    factor: R,
+    vector: &mut [R],
+    panel: &mut [R],
 ) {
     let width = panel.len() / vector.len();
-    panel.fill(E::Compute::ZERO);
+    panel.fill(R::ZERO);
     for lane in 0..group.tile.volume() {
         // SAFETY: the caller's.
         unsafe { tensor.read(at.0, group.nth(lane), at.1, vector) };
