@@ -2,8 +2,14 @@
 //! and the device's description; tuners rank by it, users read it in reports.
 
 use crate::backend::DeviceInfo;
-use crate::geometry::Coverage;
+use crate::geometry::{Coverage, Tiles};
 use crate::problem::{OpRequest, Problem};
+
+/// What a kernel that walks `tiles` visits for one batch entry and head of `problem`: nothing where there is no batch
+/// entry, whatever the lengths.
+pub fn coverage_of(problem: &Problem, tiles: &Tiles) -> Coverage {
+    if problem.batch() == 0 { Coverage::default() } else { tiles.coverage() }
+}
 
 /// Counted work, and the time that it should take.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -47,6 +53,17 @@ mod tests {
     use crate::DType;
     use crate::backend::DeviceKind;
     use crate::geometry::{AxisParams, Neighborhood, Tiles};
+
+    #[test]
+    fn an_empty_batch_costs_nothing_whatever_its_lengths() {
+        let n = Neighborhood::new(&[AxisParams { is_causal: true, ..AxisParams::new(1 << 40, 3) }]).unwrap();
+        let tiles = Tiles::new(&n, [1; 3], [1; 3]);
+        let problem = Problem::builder(n, DType::F32).batch(0).build().unwrap();
+        let coverage = coverage_of(&problem, &tiles);
+        let device = DeviceInfo::new("cpu", "test", DeviceKind::Cpu);
+        let cost = Cost::of(&problem, &OpRequest::forward(), &coverage, &device);
+        assert_eq!((cost.useful_flops, cost.visited_flops), (0.0, 0.0));
+    }
 
     #[test]
     fn cost_counts_pairs_and_bytes() {

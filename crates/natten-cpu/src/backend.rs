@@ -75,8 +75,7 @@ impl CpuBackend {
     fn build(isa: Isa, pool: Option<Arc<ThreadPool>>) -> Self {
         let threads =
             pool.as_ref().map_or_else(rayon::current_num_threads, |pool| pool.current_num_threads());
-        let mut device =
-            DeviceInfo::new(NAME, format!("{} threads, {}", threads, isa.name()), DeviceKind::Cpu);
+        let mut device = DeviceInfo::new(NAME, format!("this processor, {}", isa.name()), DeviceKind::Cpu);
         device.units = threads;
         let lanes = match isa {
             Isa::Portable => 4.0,

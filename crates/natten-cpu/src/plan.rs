@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytemuck::{Pod, Zeroable};
 use natten_core::{
     Bindings, Cost, DType, DeviceInfo, Error, Op, OpRequest, Plan, PlanOptions, PlanReport, Problem, Queue,
-    Result, Role, Submission, TensorSpec, Workspace,
+    Result, Role, Submission, TensorSpec, Workspace, coverage_of,
 };
 use rayon::ThreadPool;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
@@ -122,7 +122,7 @@ impl CpuPlan {
             scratch: lines(sizes.elements() * accumulator.size()),
             threads,
         };
-        let coverage = queries.tiles.coverage();
+        let coverage = coverage_of(problem, &queries.tiles);
         let shape = |shape: [usize; 3]| shape.map(|n| n.to_string()).join("x");
         let mut config = vec![
             ("isa".to_owned(), isa.name().to_owned()),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use natten_core::{Error, HostElement, HostTensor, OpRequest, Problem, Result, Role};
+use natten_core::{HostElement, HostTensor, OpRequest, Problem, Result, Role};
 use ndarray::ArrayViewD;
 
 use crate::device::Device;
@@ -75,6 +75,6 @@ fn on_cpu<T: HostElement>(
 }
 
 #[cfg(feature = "cpu")]
-fn missing(role: Role) -> Error {
-    Error::invalid(role.name(), "missing", "the operation needs it", "give this tensor")
+fn missing(role: Role) -> natten_core::Error {
+    natten_core::Error::invalid(role.name(), "missing", "the operation needs it", "give this tensor")
 }

@@ -314,13 +314,42 @@ impl Axis {
         self.queries_of(group, keys.start).start..self.queries_of(group, keys.end - 1).end
     }
 
-    /// Visible pairs along the axis, over all groups.
+    /// Visible pairs along the axis, over all groups; in closed form, since a length may be anything.
     pub(crate) fn useful_pairs(&self) -> u128 {
-        (0..self.dilation())
-            .map(|group| {
-                (0..self.query_group_len(group)).map(|p| self.window(group, p).len() as u128).sum::<u128>()
-            })
-            .sum()
+        let dilation = self.dilation();
+        let long = self.query_len % dilation;
+        let pairs = |groups: usize, group: usize| groups as u128 * self.group_pairs(group);
+        pairs(long, 0) + pairs(dilation - long, long)
+    }
+
+    /// Visible pairs of one group.
+    fn group_pairs(&self, group: usize) -> u128 {
+        let queries = self.query_group_len(group) as u128;
+        let keys = self.key_group_len(group) as u128;
+        // The sum of `count` windows, of which the first has `first` keys and each has one more than the one before.
+        let growing = |first: u128, count: u128| count * first + count * count.saturating_sub(1) / 2;
+        match self.kind {
+            Kind::Everything => queries * keys,
+            Kind::Causal(Alignment::TopLeft) => {
+                let corner = queries.min(keys);
+                growing(1, corner) + (queries - corner) * keys
+            }
+            Kind::Causal(Alignment::BottomRight) => {
+                let seeing = queries.min(keys);
+                growing(keys - seeing + 1, seeing)
+            }
+            Kind::Window { kernel_size, is_causal: false, .. } => queries * kernel_size as u128,
+            Kind::Window { kernel_size, stride, is_causal: true, .. } => {
+                let (window, stride) = (kernel_size as u128, stride as u128);
+                // Windows that start at the first key, then whole stride blocks, then what is left of the last.
+                let at_start = self.first_window_starting_at(group, 1) as u128;
+                let rest = queries - at_start;
+                let (blocks, last) = (rest / stride, rest % stride);
+                growing(1, at_start)
+                    + blocks * growing(window + 1 - stride, stride)
+                    + growing(window + 1 - last, last)
+            }
+        }
     }
 }
 
@@ -429,6 +458,16 @@ mod tests {
             for key in 0..p.len {
                 let (group, position) = axis.locate(key);
                 prop_assert!(!axis.queries_of(group, position).is_empty(), "every key is seen by somebody");
+            }
+        }
+
+        #[test]
+        fn useful_pairs_are_the_sum_of_windows(p in params(), full in full_axes()) {
+            for axis in [Axis::new(0, p).unwrap(), full] {
+                let sum: usize = (0..axis.dilation())
+                    .flat_map(|g| (0..axis.query_group_len(g)).map(move |q| axis.window(g, q).len()))
+                    .sum();
+                prop_assert_eq!(axis.useful_pairs(), sum as u128, "{:?}", axis);
             }
         }
 

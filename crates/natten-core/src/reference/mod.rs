@@ -11,7 +11,7 @@ use crate::backend::{
     Backend, Bindings, DeviceInfo, DeviceKind, HostQueue, Pending, Plan, PlanOptions, PlanReport, Queue,
     Submission, Workspace, ready,
 };
-use crate::cost::Cost;
+use crate::cost::{Cost, coverage_of};
 use crate::error::{Error, Result};
 use crate::geometry::Tiles;
 use crate::problem::{Op, OpRequest, Problem, Role, TensorSpec};
@@ -86,7 +86,9 @@ struct ReferencePlan {
 impl ReferencePlan {
     fn new(problem: &Problem, request: &OpRequest, device: &DeviceInfo) -> Result<Self> {
         let tensors = problem.tensors(request)?;
-        let coverage = Tiles::new(problem.neighborhood(), [1; 3], [1; 3]).coverage();
+        // It visits what it must: a query at a time, its whole window at once.
+        let tiles = Tiles::new(problem.neighborhood(), [1; 3], [usize::MAX; 3]);
+        let coverage = coverage_of(problem, &tiles);
         let cost = Cost::of(problem, request, &coverage, device);
         let report = PlanReport::new(NAME, Vec::new(), coverage, cost, 0);
         Ok(Self { problem: problem.clone(), request: *request, tensors, report })
