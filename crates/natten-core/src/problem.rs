@@ -612,10 +612,11 @@ impl Problem {
     }
 
     /// Floating-point operations a visible pair: two matrix products forward, five backward, a multiply and an add each.
-    pub const fn flops_per_pair(&self, op: Op) -> usize {
+    pub const fn flops_per_pair(&self, op: Op) -> u128 {
+        let (dim, dim_v) = (self.head_dim as u128, self.head_dim_v as u128);
         match op {
-            Op::Forward => 2 * (self.head_dim + self.head_dim_v),
-            Op::Backward => 2 * (3 * self.head_dim + 2 * self.head_dim_v),
+            Op::Forward => 2 * (dim + dim_v),
+            Op::Backward => 2 * (3 * dim + 2 * dim_v),
         }
     }
 }

@@ -54,13 +54,13 @@ impl Real for f32 {
     const NEG_INFINITY: Self = Self::NEG_INFINITY;
     const LOWEST: Self = Self::MIN;
     const LOG2_E: Self = std::f32::consts::LOG2_E;
-    const LN2_HI: Self = 0.693_359_375;
+    const LN2_HI: Self = 355.0 / 512.0;
     const LN2_LO: Self = -2.121_944_4e-4;
     const EXP_LOW: Self = -104.0;
     const EXP_HIGH: Self = 89.0;
     // The minimax polynomial of Cephes' expf: 1 ulp on this interval.
     const EXP: &'static [Self] =
-        &[1.0, 1.0, 5.000_000_1e-1, 1.666_666_5e-1, 4.166_579_6e-2, 8.333_452e-3, 1.398_2e-3, 1.987_569_1e-4];
+        &[1.0, 1.0, 0.5, 1.666_666_5e-1, 4.166_579_6e-2, 8.333_452e-3, 1.398_2e-3, 1.987_569_1e-4];
 
     fn of(value: f64) -> Self {
         value as Self

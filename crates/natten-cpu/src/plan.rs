@@ -50,7 +50,11 @@ struct WorkspaceLayout {
 
 impl WorkspaceLayout {
     const fn lines(&self) -> usize {
-        self.delta + self.tables + self.scratch * self.threads
+        self.delta.saturating_add(self.tables).saturating_add(self.scratch.saturating_mul(self.threads))
+    }
+
+    const fn bytes(&self) -> usize {
+        self.lines().saturating_mul(size_of::<Line>())
     }
 }
 
@@ -118,8 +122,8 @@ impl CpuPlan {
         let tables = problem.heads() * bias_partials_per_head(problem.heads());
         let layout = WorkspaceLayout {
             delta: if is_backward { lines(rows * accumulator.size()) } else { 0 },
-            tables: lines(tables * table * size_of::<f64>()),
-            scratch: lines(sizes.elements() * accumulator.size()),
+            tables: lines(tables.saturating_mul(table).saturating_mul(size_of::<f64>())),
+            scratch: lines(sizes.elements().saturating_mul(accumulator.size())),
             threads,
         };
         let coverage = coverage_of(problem, &queries.tiles);
@@ -136,7 +140,7 @@ impl CpuPlan {
             config.push(("inverse query tile".to_owned(), shape(keys.tiles.query_tile())));
         }
         let cost = Cost::of(problem, request, &coverage, device);
-        let report = PlanReport::new(NAME, config, coverage, cost, layout.lines() * size_of::<Line>());
+        let report = PlanReport::new(NAME, config, coverage, cost, layout.bytes());
         Ok(Self {
             problem: problem.clone(),
             request: *request,
@@ -392,7 +396,7 @@ impl Plan for CpuPlan {
 
     fn new_workspace(&self) -> Result<Workspace> {
         let lines = self.layout.lines();
-        let bytes = lines * size_of::<Line>();
+        let bytes = self.layout.bytes();
         let mut memory: Vec<Line> = Vec::new();
         memory.try_reserve_exact(lines).map_err(|_| Error::OutOfMemory { needed: bytes, available: None })?;
         memory.resize(lines, Line::zeroed());

@@ -62,7 +62,7 @@ impl Pass {
         let lane_shape = grow([1; 3], width, most, direction, axes);
         let stationary = stationary.unwrap_or_else(|| grow(lane_shape, GROUPS, most, direction, axes));
         let streamed = streamed.unwrap_or_else(|| {
-            let row = (problem.head_dim() + problem.head_dim_v()) * bytes;
+            let row = problem.head_dim().saturating_add(problem.head_dim_v()).saturating_mul(bytes);
             let union = std::array::from_fn(|a| union_len(direction, &axes[a], stationary[a]));
             streamed_shape(union, (STREAMED_BYTES / row).clamp(32, MOST_ROWS))
         });

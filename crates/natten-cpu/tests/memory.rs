@@ -85,3 +85,13 @@ fn workspace_grows_with_rows_alone() {
     let [small, large] = [64, 6400].map(|len| plan(&problem(len), &OpRequest::forward()).report().workspace);
     assert_eq!(small, large);
 }
+
+#[test]
+fn what_cannot_be_had_is_an_error() {
+    let window = Neighborhood::new(&[AxisParams::new(9, 3)]).unwrap();
+    let problem = Problem::builder(window, DType::F32).batch(0).head_dim(1 << 56).build().unwrap();
+    for request in [OpRequest::forward(), OpRequest::backward(&problem)] {
+        let error = plan(&problem, &request).new_workspace().unwrap_err();
+        assert!(matches!(error, natten_core::Error::OutOfMemory { .. }), "{error}");
+    }
+}

@@ -38,19 +38,20 @@ impl ScratchSizes {
         sizes
     }
 
+    /// Saturating: a head dim may be anything, and what overflows is more than any allocator has.
     fn parts(&self) -> [usize; 12] {
-        let lanes = self.groups * self.width;
+        let lanes = self.groups.saturating_mul(self.width);
         [
-            self.rows * self.stride[0],
-            self.rows * self.stride[1],
-            lanes * self.dims[0],
-            lanes * self.dims[1],
-            self.rows * self.width,
-            self.rows * self.width,
-            lanes * self.stride[0],
-            lanes * self.stride[1],
-            lanes * 2,
-            self.rows * 2,
+            self.rows.saturating_mul(self.stride[0]),
+            self.rows.saturating_mul(self.stride[1]),
+            lanes.saturating_mul(self.dims[0]),
+            lanes.saturating_mul(self.dims[1]),
+            self.rows.saturating_mul(self.width),
+            self.rows.saturating_mul(self.width),
+            lanes.saturating_mul(self.stride[0]),
+            lanes.saturating_mul(self.stride[1]),
+            lanes.saturating_mul(2),
+            self.rows.saturating_mul(2),
             self.stride[0].max(self.stride[1]).max(MAX_WIDTH),
             self.masks,
         ]
@@ -58,14 +59,14 @@ impl ScratchSizes {
 
     /// Elements of type `R` in all, every part rounded up to a cache line of the smallest `R`.
     pub(crate) fn elements(&self) -> usize {
-        self.parts().iter().map(|part| part.next_multiple_of(LINE)).sum()
+        self.parts().iter().fold(0, |sum: usize, part| sum.saturating_add(whole_lines(*part)))
     }
 
     /// The parts. `memory` has `elements()` elements.
     pub(crate) fn carve<'s, R: Real>(&self, memory: &'s mut [R]) -> Scratch<'s, R> {
         let mut rest = memory;
         let parts = self.parts().map(|len| {
-            let (part, after) = std::mem::take(&mut rest).split_at_mut(len.next_multiple_of(LINE));
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(whole_lines(len));
             rest = after;
             &mut part[..len]
         });
@@ -103,6 +104,10 @@ impl ScratchSizes {
 
 /// Elements of a cache line of f32.
 const LINE: usize = 16;
+
+fn whole_lines(elements: usize) -> usize {
+    elements.checked_next_multiple_of(LINE).unwrap_or(usize::MAX)
+}
 
 /// The parts. `a` belongs to vectors of `head_dim` (queries, keys), `b` to those of `head_dim_v` (values, outputs).
 #[derive(Debug)]

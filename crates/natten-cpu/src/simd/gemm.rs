@@ -82,6 +82,7 @@ unsafe fn panel<S: Simd, const ROWS: usize, const ACCUMULATE: bool>(
 }
 
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "loops over indices of constant bound stay in registers")]
 unsafe fn block<S: Simd, const ROWS: usize, const VECTORS: usize, const ACCUMULATE: bool>(
     depth: usize,
     a: Left<S::T>,

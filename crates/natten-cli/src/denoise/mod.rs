@@ -1,0 +1,254 @@
+//! `natten denoise`: takes the noise out of a picture by non-local means, which is neighborhood attention. Queries and
+//! keys are the patches around the pixels, values are the pixels: each pixel becomes the mean of those in its window
+//! whose surroundings look like its own.
+
+mod attention;
+mod files;
+mod noise;
+mod patches;
+mod picture;
+mod sigma;
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use natten::{Device, Error, Registry, Result};
+
+use self::attention::Denoiser;
+use self::patches::{PatchShape, Patches};
+use self::picture::Picture;
+use crate::{console, output};
+
+/// A patch's side, at most: larger ones do not help, and need memory for their square.
+const MOST_PATCH: usize = 31;
+
+/// Below this h, in levels, no pixel changes by a step of an 8-bit file.
+const LEAST_H: f64 = 0.05;
+
+/// What `natten denoise` is asked.
+#[derive(Debug, Args)]
+pub(crate) struct DenoiseArgs {
+    /// The picture, PNG or JPEG, grey or colour. An alpha channel is kept as it is.
+    input: PathBuf,
+
+    /// The file to write: .png, .jpg or .jpeg.
+    output: PathBuf,
+
+    /// Pixels across the window that a pixel is compared with. Clamped to the picture.
+    #[arg(long, default_value_t = 21, allow_negative_numbers = true)]
+    kernel_size: usize,
+
+    /// Pixels across a patch: odd.
+    #[arg(long, default_value_t = 7, allow_negative_numbers = true)]
+    patch: usize,
+
+    /// The standard deviation of the noise on the 0-255 scale. Default: estimated from the picture.
+    #[arg(long, allow_negative_numbers = true)]
+    sigma: Option<f64>,
+
+    /// How unlike patches may be: h = strength * sigma. More removes more noise and more detail. Default: by sigma, patch
+    /// and channels; about 0.64 for colour at sigma 25.
+    #[arg(long, allow_negative_numbers = true)]
+    strength: Option<f64>,
+
+    /// The same picture without noise, to measure the result against.
+    #[arg(long, conflicts_with = "add_noise")]
+    clean: Option<PathBuf>,
+
+    /// Take the input as the clean picture and add Gaussian noise of this standard deviation first.
+    #[arg(long, allow_negative_numbers = true)]
+    add_noise: Option<f64>,
+
+    /// What the added noise is drawn from: the same seed gives the same noise.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, requires = "add_noise")]
+    seed: u64,
+
+    /// Also write a picture of noisy, denoised and, where it is known, clean next to each other.
+    #[arg(long)]
+    side_by_side: Option<PathBuf>,
+
+    /// Where to compute: auto, reference, cpu, cuda, wgpu or neuron. 'natten devices' lists what is there.
+    #[arg(long, default_value = "auto")]
+    backend: String,
+}
+
+/// Does what the command line asks.
+///
+/// # Errors
+/// [`Error::Invalid`] for options out of range and files that are no pictures or do not fit each other,
+/// [`Error::Unavailable`] and [`Error::Unsupported`] for a backend that cannot do it, [`Error::Io`]. No output file
+/// appears then.
+pub(crate) fn run(args: &DenoiseArgs, registry: &Registry) -> Result<()> {
+    let start = Instant::now();
+    check(args)?;
+    let device = registry.device(&args.backend)?;
+    let input = files::load(&args.input)?;
+    files::check_alpha(&input, &args.output)?;
+    let (noisy, clean) = match (args.add_noise, &args.clean) {
+        (Some(sigma), _) => (noise::add(&input, sigma, args.seed), Some(input)),
+        (None, Some(path)) => (input, Some(files::load(path)?)),
+        (None, None) => (input, None),
+    };
+    let before = clean.as_ref().map(|clean| picture::psnr(clean, &noisy)).transpose()?;
+
+    let mut report = format!("picture  {}", noisy.describe());
+    if let Some(sigma) = args.add_noise {
+        let _ = write!(report, ", noise of sigma {sigma} added (seed {})", args.seed);
+    }
+    let settings = Settings::choose(args, &noisy)?;
+    let (denoised, took) = denoise(&device, &noisy, &settings, &mut report)?;
+    if let (Some(before), Some(clean)) = (before, &clean) {
+        let after = picture::psnr(clean, &denoised)?;
+        let _ = write!(report, "\nPSNR     {before:.2} dB before, {after:.2} dB after");
+    }
+
+    // Everything is encoded before anything is written: what cannot be encoded leaves no file.
+    let mut encoded = vec![(&args.output, files::encode(&denoised, &args.output)?)];
+    if let Some(path) = &args.side_by_side {
+        let pictures: Vec<&Picture> = [&noisy, &denoised].into_iter().chain(&clean).collect();
+        encoded.push((path, files::encode(&picture::side_by_side(&pictures), path)?));
+    }
+    for (path, bytes) in encoded {
+        files::save(path, &bytes)?;
+        let _ = write!(report, "\nwrote    {}", path.display());
+    }
+    let _ = writeln!(report, "\ntime     {:.2?}, {took:.2?} of it attention", start.elapsed());
+    console::print(&report)
+}
+
+/// Refuses what is wrong whatever the picture is.
+fn check(args: &DenoiseArgs) -> Result<()> {
+    let numbers = [("sigma", args.sigma), ("strength", args.strength), ("add-noise", args.add_noise)];
+    for (name, value) in numbers {
+        if let Some(value) = value.filter(|value| !(value.is_finite() && *value >= 0.0)) {
+            return Err(Error::invalid(
+                name,
+                value,
+                "it must be a finite number, not a negative one",
+                "give 0 or more",
+            ));
+        }
+    }
+    if args.patch.is_multiple_of(2) || args.patch > MOST_PATCH {
+        return Err(Error::invalid(
+            "patch",
+            args.patch,
+            format!("it must be odd, so that a patch has a centre, and at most {MOST_PATCH}"),
+            "5 to 9 serve most pictures",
+        ));
+    }
+    if args.side_by_side.as_ref() == Some(&args.output) {
+        return Err(Error::invalid(
+            "side-by-side",
+            format!("'{}'", args.output.display()),
+            "the denoised picture goes there",
+            "name another file",
+        ));
+    }
+    for path in std::iter::once(&args.output).chain(&args.side_by_side) {
+        files::format_of(path)?;
+        output::check(path)?;
+    }
+    Ok(())
+}
+
+/// How a picture is denoised.
+#[derive(Debug)]
+struct Settings {
+    kernel_size: usize,
+    shape: PatchShape,
+    patch: usize,
+    sigma: f64,
+    is_estimated: bool,
+    strength: f64,
+}
+
+impl Settings {
+    fn choose(args: &DenoiseArgs, noisy: &Picture) -> Result<Self> {
+        let sigma = match args.sigma {
+            Some(sigma) => sigma,
+            None => {
+                let spinner = console::spinner("estimating the noise");
+                let sigma = sigma::estimate(noisy);
+                spinner.finish_and_clear();
+                sigma?
+            }
+        };
+        let shape = PatchShape::new(args.patch);
+        let strength =
+            args.strength.unwrap_or_else(|| default_strength(sigma, shape.effective_numbers(noisy.channels)));
+        let is_estimated = args.sigma.is_none();
+        Ok(Self { kernel_size: args.kernel_size, shape, patch: args.patch, sigma, is_estimated, strength })
+    }
+
+    fn h(&self) -> f64 {
+        self.sigma * self.strength
+    }
+}
+
+/// The strength that serves pictures of many kinds, found by trying.
+///
+/// Where two patches show the same thing, their distance is 2 sigma^2 and scatters by 2 sigma^2 sqrt(2 / n) for patches
+/// of `n` effective numbers; h^2 must be in proportion to that, or chance decides which patches weigh most. Where sigma
+/// is small, what matters more is that two patches of a photograph are never quite the same.
+fn default_strength(sigma: f64, effective_numbers: f64) -> f64 {
+    1.5 * effective_numbers.powf(-0.25) * (1.0 + 7.0 / sigma).min(1.8)
+}
+
+/// The denoised picture, and how long the attention took.
+fn denoise(
+    device: &Device,
+    noisy: &Picture,
+    settings: &Settings,
+    report: &mut String,
+) -> Result<(Picture, Duration)> {
+    let Settings { sigma, strength, .. } = *settings;
+    let h = settings.h();
+    let source = if settings.is_estimated { "estimated" } else { "given" };
+    let _ = write!(report, "\nnoise    sigma {sigma:.2}, {source}");
+    let head_dim = settings.shape.head_dim(noisy.channels);
+    let denoiser = Denoiser::new(device.clone(), noisy, settings.kernel_size, head_dim)?;
+    if h < LEAST_H {
+        let _ = write!(
+            report,
+            "\nwindow   none: with h {h:.3} = {strength:.3} * sigma the picture stays as it is"
+        );
+        return Ok((noisy.clone(), Duration::ZERO));
+    }
+    let start = Instant::now();
+    let progress = console::progress_bar(denoiser.steps() as u64, "denoising");
+    progress.tick();
+    // A pixel is its own perfect match, noise and all, and would outweigh the others; with this it counts as much as
+    // another pixel that shows the same thing under noise of its own.
+    let self_score = -2.0 * (sigma / h).powi(2);
+    let levels = denoiser.run(noisy, &Patches::new(noisy, &settings.shape, h), self_score, &progress);
+    progress.finish_and_clear();
+    let (levels, took) = (levels?, start.elapsed());
+    let [rows, columns] = [denoiser.window()[0], denoiser.window()[1]];
+    let _ = write!(
+        report,
+        "\nwindow   {columns}x{rows}, patch {0}x{0}, h {h:.2} = {strength:.3} * sigma, on {1}",
+        settings.patch,
+        device.info().backend,
+    );
+    Ok((noisy.with_levels(levels), took))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_strength_depends_on_what_it_should() {
+        let seven = |channels| PatchShape::new(7).effective_numbers(channels);
+        let colour = default_strength(25.0, seven(3));
+        assert!((colour - 0.644).abs() < 1e-3, "{colour}");
+        // Grey patches have a third of the numbers, and scatter more.
+        assert!((default_strength(25.0, seven(1)) / colour - 3f64.powf(0.25)).abs() < 1e-9);
+        // h itself grows with sigma.
+        assert!(5.0 * default_strength(5.0, seven(3)) < 10.0 * default_strength(10.0, seven(3)));
+        assert_eq!(default_strength(0.0, seven(3)), default_strength(1.0, seven(3)));
+    }
+}

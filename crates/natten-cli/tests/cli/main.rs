@@ -1,0 +1,10 @@
+//! Tests of the built program: what it computes, what it prints, and how it refuses.
+#![forbid(unsafe_code)]
+
+mod bad_input;
+mod check;
+mod denoise;
+mod denoise_bad_input;
+mod golden;
+mod program;
+mod run;

@@ -1,0 +1,73 @@
+//! The suite on every backend that the facade's registry finds. `NATTEN_REQUIRE` names those that must be there.
+
+use natten::{Backend, Registry, reference};
+use natten_conformance::{Options, Report, Status, natten_cases, required_backends, run_all, run_case};
+
+/// Runs a part of the suite on every backend that is there but the oracle, which has a target of its own. What the CPU
+/// backend refuses is a failure too: it claims to do everything.
+fn on_every_backend(run: impl Fn(&dyn Backend) -> Report) {
+    for entry in Registry::probe().entries().iter().filter(|entry| entry.name != reference::NAME) {
+        let Ok(backend) = &entry.backend else {
+            continue;
+        };
+        let report = run(&**backend);
+        assert!(report.passed(), "{report}");
+        for outcome in report.outcomes.iter().filter(|_| entry.name == "cpu") {
+            assert_eq!(outcome.status(), Status::Passed, "{outcome}");
+            assert!(outcome.refusals.is_empty(), "{outcome}");
+        }
+    }
+}
+
+fn suite(filter: &str) {
+    on_every_backend(|backend| run_all(backend, &Options::default().filter(filter), &mut |_| ()));
+}
+
+#[test]
+fn required_backends_are_there() {
+    let registry = Registry::probe();
+    let known: Vec<&str> = registry.entries().iter().map(|entry| entry.name).collect();
+    for name in required_backends(&known).unwrap() {
+        if let Err(error) = registry.device(&name) {
+            panic!("{name} is required: {error}");
+        }
+    }
+}
+
+#[test]
+fn golden() {
+    suite("golden");
+}
+
+#[test]
+fn natten_where_value_dims_differ() {
+    suite("-dv-");
+}
+
+#[test]
+fn natten_where_they_do_not() {
+    on_every_backend(|backend| {
+        let cases = natten_cases().into_iter().filter(|case| !case.name.contains("-dv-"));
+        Report::new(backend.device().backend, cases.map(|case| run_case(backend, &case)).collect())
+    });
+}
+
+#[test]
+fn features() {
+    suite("feature");
+}
+
+#[test]
+fn special_values() {
+    suite("special");
+}
+
+#[test]
+fn merged() {
+    suite("merge");
+}
+
+#[test]
+fn random() {
+    suite("random");
+}
