@@ -140,6 +140,15 @@ fn head_dims(cases: &mut Vec<Case>) {
             windows(&axes, dtype).heads(2).head_dim(dim),
         ));
     }
+    // Those that kernels are specialised for, which the cuts of NATTEN's tuples leave few of.
+    for dim in [16, 32, 64, 128] {
+        for dtype in DType::ALL {
+            let window = windows(&axes, dtype).heads(4).heads_kv(2).head_dim(dim).additional_tokens(3);
+            cases.push(case(format!("feature-head-dim-{dim}-window-{dtype}"), window));
+            let causal = full(70, 133, Some(Alignment::BottomRight), dtype).heads(2).head_dim(dim);
+            cases.push(case(format!("feature-head-dim-{dim}-full-{dtype}"), causal));
+        }
+    }
     for (dim, dim_v) in [(8, 3), (3, 8), (1, 33), (33, 1), (64, 5), (16, 40), (128, 32), (40, 136)] {
         for dtype in [DType::F32, DType::Bf16] {
             let problem = windows(&axes, dtype).heads(2).heads_kv(1).head_dim(dim).head_dim_v(dim_v);

@@ -1,5 +1,5 @@
 //! What natten computes: the description of an attention ([`Problem`]), its [`geometry`], the traits of a backend
-//! ([`Backend`], [`Plan`]), and the f64 oracle that every backend is checked against ([`reference`]). No threads, no
+//! ([`Backend`], [`Plan`]), and the f64 oracle that every backend is checked against ([`mod@reference`]). No threads, no
 //! devices, no I/O, no `unsafe`.
 //!
 //! One truth lives here: where a window starts, which boxes a kernel visits, which tensors an operation takes and
@@ -15,6 +15,7 @@ mod marker;
 mod merge;
 mod problem;
 pub mod reference;
+mod role;
 mod tensor;
 
 pub use backend::{
@@ -26,7 +27,8 @@ pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use marker::{MaybeSend, MaybeSync};
 pub use merge::{Partial, merge_attentions, merge_attentions_backward};
-pub use problem::{Op, OpRequest, Problem, ProblemBuilder, Role, RoleSet, TensorSpec};
+pub use problem::{Op, OpRequest, Problem, ProblemBuilder, TensorSpec};
+pub use role::{Role, RoleSet};
 pub use tensor::{
     HostElement, HostSlice, HostSliceMut, HostTensor, Storage, Tensor, check_view, checked_len,
     contiguous_strides, is_injective,

@@ -1,5 +1,5 @@
 //! CUDA on NVIDIA GPUs. So far this crate only says that it is not there: [`probe`] answers
-//! [`Error::Unavailable`](natten_core::Error::Unavailable) with the reason, and no result is ever made up.
+//! [`Error::Unavailable`] with the reason, and no result is ever made up.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;

@@ -72,7 +72,7 @@ enum Kind {
 
 /// One checked axis: which keys each query sees along it.
 ///
-/// Positions are in residue-group coordinates (see the [module's](self) opening); an axis without dilation has one
+/// Positions are in residue-group coordinates (see [`geometry`](crate::geometry)); an axis without dilation has one
 /// group, and positions are token indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Axis {

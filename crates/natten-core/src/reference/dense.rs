@@ -15,7 +15,8 @@
 use std::collections::BTreeMap;
 
 use crate::geometry::Axis;
-use crate::problem::{Problem, Role};
+use crate::problem::Problem;
+use crate::role::Role;
 
 /// Row-major f64 tensors by role.
 #[derive(Debug, Default)]

@@ -14,7 +14,8 @@ use crate::backend::{
 use crate::cost::{Cost, coverage_of};
 use crate::error::{Error, Result};
 use crate::geometry::Tiles;
-use crate::problem::{Op, OpRequest, Problem, Role, TensorSpec};
+use crate::problem::{Op, OpRequest, Problem, TensorSpec};
+use crate::role::Role;
 use crate::tensor::{HostTensor, Tensor};
 
 /// The oracle's name among the backends.
