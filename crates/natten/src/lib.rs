@@ -36,3 +36,8 @@ pub use attend::{Attention, Forward, Gradients, attention, na1d, na2d, na3d};
 pub use device::{Device, Outputs, block_on};
 pub use natten_core::*;
 pub use registry::{BACKEND_VARIABLE, Entry, Registry};
+
+/// The README's example is compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

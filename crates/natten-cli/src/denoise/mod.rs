@@ -8,6 +8,7 @@ mod noise;
 mod patches;
 mod picture;
 mod sigma;
+mod strength;
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -48,8 +49,8 @@ pub(crate) struct DenoiseArgs {
     #[arg(long, allow_negative_numbers = true)]
     sigma: Option<f64>,
 
-    /// How unlike patches may be: h = strength * sigma. More removes more noise and more detail. Default: by sigma, patch
-    /// and channels; about 0.64 for colour at sigma 25.
+    /// How unlike patches may be: h = strength * sigma. More removes more noise and more detail. Default: chosen for the
+    /// picture, mostly 0.5 to 1.
     #[arg(long, allow_negative_numbers = true)]
     strength: Option<f64>,
 
@@ -97,7 +98,9 @@ pub(crate) fn run(args: &DenoiseArgs, registry: &Registry) -> Result<()> {
     if let Some(sigma) = args.add_noise {
         let _ = write!(report, ", noise of sigma {sigma} added (seed {})", args.seed);
     }
-    let settings = Settings::choose(args, &noisy)?;
+    let settings = Settings::choose(args, &device, &noisy)?;
+    let source = if args.sigma.is_some() { "given" } else { "estimated" };
+    let _ = write!(report, "\nnoise    sigma {:.2}, {source}", settings.sigma);
     let (denoised, took) = denoise(&device, &noisy, &settings, &mut report)?;
     if let (Some(before), Some(clean)) = (before, &clean) {
         let after = picture::psnr(clean, &denoised)?;
@@ -158,43 +161,28 @@ fn check(args: &DenoiseArgs) -> Result<()> {
 #[derive(Debug)]
 struct Settings {
     kernel_size: usize,
-    shape: PatchShape,
     patch: usize,
+    shape: PatchShape,
     sigma: f64,
-    is_estimated: bool,
     strength: f64,
 }
 
 impl Settings {
-    fn choose(args: &DenoiseArgs, noisy: &Picture) -> Result<Self> {
-        let sigma = match args.sigma {
-            Some(sigma) => sigma,
-            None => {
-                let spinner = console::spinner("estimating the noise");
-                let sigma = sigma::estimate(noisy);
-                spinner.finish_and_clear();
-                sigma?
-            }
+    /// What the command line says, and the rest from the picture.
+    fn choose(args: &DenoiseArgs, device: &Device, noisy: &Picture) -> Result<Self> {
+        let &DenoiseArgs { kernel_size, patch, .. } = args;
+        let shape = PatchShape::new(patch);
+        let spinner = console::spinner("estimating the noise");
+        let sigma = args.sigma.map_or_else(|| sigma::estimate(noisy), Ok)?;
+        spinner.set_message("choosing the strength");
+        let strength = match args.strength {
+            Some(strength) => strength,
+            None if sigma == 0.0 => 1.0,
+            None => strength::choose(device, noisy, &shape, kernel_size, sigma)?,
         };
-        let shape = PatchShape::new(args.patch);
-        let strength =
-            args.strength.unwrap_or_else(|| default_strength(sigma, shape.effective_numbers(noisy.channels)));
-        let is_estimated = args.sigma.is_none();
-        Ok(Self { kernel_size: args.kernel_size, shape, patch: args.patch, sigma, is_estimated, strength })
+        spinner.finish_and_clear();
+        Ok(Self { kernel_size, patch, shape, sigma, strength })
     }
-
-    fn h(&self) -> f64 {
-        self.sigma * self.strength
-    }
-}
-
-/// The strength that serves pictures of many kinds, found by trying.
-///
-/// Where two patches show the same thing, their distance is 2 sigma^2 and scatters by 2 sigma^2 sqrt(2 / n) for patches
-/// of `n` effective numbers; h^2 must be in proportion to that, or chance decides which patches weigh most. Where sigma
-/// is small, what matters more is that two patches of a photograph are never quite the same.
-fn default_strength(sigma: f64, effective_numbers: f64) -> f64 {
-    1.5 * effective_numbers.powf(-0.25) * (1.0 + 7.0 / sigma).min(1.8)
 }
 
 /// The denoised picture, and how long the attention took.
@@ -205,9 +193,7 @@ fn denoise(
     report: &mut String,
 ) -> Result<(Picture, Duration)> {
     let Settings { sigma, strength, .. } = *settings;
-    let h = settings.h();
-    let source = if settings.is_estimated { "estimated" } else { "given" };
-    let _ = write!(report, "\nnoise    sigma {sigma:.2}, {source}");
+    let h = sigma * strength;
     let head_dim = settings.shape.head_dim(noisy.channels);
     let denoiser = Denoiser::new(device.clone(), noisy, settings.kernel_size, head_dim)?;
     if h < LEAST_H {
@@ -220,10 +206,8 @@ fn denoise(
     let start = Instant::now();
     let progress = console::progress_bar(denoiser.steps() as u64, "denoising");
     progress.tick();
-    // A pixel is its own perfect match, noise and all, and would outweigh the others; with this it counts as much as
-    // another pixel that shows the same thing under noise of its own.
-    let self_score = -2.0 * (sigma / h).powi(2);
-    let levels = denoiser.run(noisy, &Patches::new(noisy, &settings.shape, h), self_score, &progress);
+    let patches = Patches::new(noisy, &settings.shape, h);
+    let levels = denoiser.run(noisy, &patches, strength::self_score(sigma, h), &progress);
     progress.finish_and_clear();
     let (levels, took) = (levels?, start.elapsed());
     let [rows, columns] = [denoiser.window()[0], denoiser.window()[1]];
@@ -234,21 +218,4 @@ fn denoise(
         device.info().backend,
     );
     Ok((noisy.with_levels(levels), took))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_default_strength_depends_on_what_it_should() {
-        let seven = |channels| PatchShape::new(7).effective_numbers(channels);
-        let colour = default_strength(25.0, seven(3));
-        assert!((colour - 0.644).abs() < 1e-3, "{colour}");
-        // Grey patches have a third of the numbers, and scatter more.
-        assert!((default_strength(25.0, seven(1)) / colour - 3f64.powf(0.25)).abs() < 1e-9);
-        // h itself grows with sigma.
-        assert!(5.0 * default_strength(5.0, seven(3)) < 10.0 * default_strength(10.0, seven(3)));
-        assert_eq!(default_strength(0.0, seven(3)), default_strength(1.0, seven(3)));
-    }
 }

@@ -62,6 +62,13 @@ impl Picture {
         &self.levels[y * self.width * self.channels..][..self.width * self.channels]
     }
 
+    /// The piece of `width` times `height` pixels at a corner, as it is but for its alpha.
+    pub(super) fn piece(&self, x: usize, y: usize, width: usize, height: usize) -> Self {
+        let columns = x * self.channels..(x + width) * self.channels;
+        let rows = (y..y + height).flat_map(|y| &self.row(y)[columns.clone()]);
+        Self { width, height, levels: rows.copied().collect(), alpha: None, profile: None, ..*self }
+    }
+
     /// `512x512 colour`, for messages.
     pub(super) fn describe(&self) -> String {
         let kind = if self.channels == 1 { "grey" } else { "colour" };
@@ -149,6 +156,13 @@ mod tests {
             deep.samples(true).chunks(2).map(|pair| u16::from_ne_bytes([pair[0], pair[1]])).collect();
         assert_eq!(samples, [0, 103, 25854, 65535]);
         assert_eq!(deep.samples(false), [0, 0, 101, 255]);
+    }
+
+    #[test]
+    fn pieces_are_cut_out() {
+        let piece = grey(3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]).piece(1, 0, 2, 2);
+        assert_eq!((piece.width, piece.height), (2, 2));
+        assert_eq!(piece.levels, [2.0, 3.0, 5.0, 6.0]);
     }
 
     #[test]
