@@ -47,7 +47,7 @@ fn describe(text: &mut String, name: &str, device: &DeviceInfo) {
     let memory = device.memory.map(|bytes| format!(", {:.1} GiB", bytes as f64 / f64::from(1 << 30)));
     line(text, name, &format!("{}, {units}{}", device.name, memory.unwrap_or_default()));
     let rates = [
-        ("peak f32", device.peak_f32.map(|flops| format!("{:.1} Gflop/s", flops / 1e9))),
+        ("peak f32, estimated", device.peak_f32.map(|flops| format!("{:.1} Gflop/s", flops / 1e9))),
         ("bandwidth", device.bandwidth.map(|bytes| format!("{:.1} GB/s", bytes / 1e9))),
     ];
     let rates = rates.iter().filter_map(|(name, rate)| Some((*name, rate.as_deref()?)));

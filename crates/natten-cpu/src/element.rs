@@ -1,6 +1,8 @@
 //! What is stored and what is computed in: f64 in f64, everything else in f32. Kernels are compiled for the type that
 //! they compute in; what a tensor is stored in is looked up when one of its vectors is read or written.
 
+use std::ops::{Add, Div, Mul, Sub};
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use natten_core::{DType, HostElement};
@@ -8,7 +10,15 @@ use natten_core::{DType, HostElement};
 use crate::simd::{Isa, Simd};
 
 /// A type that kernels compute in, with the constants of its exponential.
-pub(crate) trait Real: HostElement + bytemuck::Pod + PartialOrd {
+pub(crate) trait Real:
+    HostElement
+    + bytemuck::Pod
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+{
     /// Its vectors on an instruction set.
     type On<I: Isa>: Simd<T = Self>;
 
@@ -28,10 +38,6 @@ pub(crate) trait Real: HostElement + bytemuck::Pod + PartialOrd {
     const EXP: &'static [Self];
 
     fn of(value: f64) -> Self;
-    fn mul(self, other: Self) -> Self;
-    fn add(self, other: Self) -> Self;
-    fn sub(self, other: Self) -> Self;
-    fn div(self, other: Self) -> Self;
     fn ln(self) -> Self;
 
     /// Reads a vector of `to.len()` numbers, `stride` apart, stored as `dtype`.
@@ -64,26 +70,6 @@ impl Real for f32 {
 
     fn of(value: f64) -> Self {
         value as Self
-    }
-
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        self * other
-    }
-
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        self + other
-    }
-
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        self - other
-    }
-
-    #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        self / other
     }
 
     fn ln(self) -> Self {
@@ -146,26 +132,6 @@ impl Real for f64 {
 
     fn of(value: f64) -> Self {
         value
-    }
-
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        self * other
-    }
-
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        self + other
-    }
-
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        self - other
-    }
-
-    #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        self / other
     }
 
     fn ln(self) -> Self {

@@ -232,7 +232,7 @@ impl Place {
 fn all_finite<R: Real>(numbers: &[R]) -> bool {
     let mut sum = R::ZERO;
     for &number in numbers {
-        sum = sum.add(number.mul(R::ZERO));
+        sum = sum + number * R::ZERO;
     }
     sum == R::ZERO
 }

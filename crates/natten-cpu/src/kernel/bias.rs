@@ -122,7 +122,7 @@ impl<R: Real> Bias<R> {
                     R::read(self.dtype, table.wrapping_offset(offsets.pair(lane, row) * size), 1, &mut entry)
                 };
                 let score = &mut scores[index * width + lane];
-                *score = score.add(entry[0]);
+                *score = *score + entry[0];
             }
             row = sight.after(row);
         }

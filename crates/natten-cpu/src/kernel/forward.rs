@@ -56,48 +56,26 @@ impl<R: Real> Kernel<'_, R> {
             }
         }
 
-        for (keys, _) in pass.tiles.keys_of(&tile) {
-            let place = Place::new(axes, keys);
-            // SAFETY: the walk stays inside the keys, and its boxes have at most `pass.rows` tokens.
+        for source in self.sources(&tile) {
+            let (key, value) = operands.keys_of(&source);
+            // SAFETY: sources are inside their tensors, and have at most `pass.rows` tokens.
             let values_are_finite = unsafe {
-                operands.key.pack((batch, head_kv), &place, dim, stride_k, scratch.rows_a);
-                operands.value.pack((batch, head_kv), &place, dim_v, stride_v, scratch.rows_b)
+                key.pack((batch, head_kv), &source.place, dim, stride_k, scratch.rows_a);
+                value.pack((batch, head_kv), &source.place, dim_v, stride_v, scratch.rows_b)
             };
             let streamed = Streamed { keys: scratch.rows_a, values: scratch.rows_b, values_are_finite };
             for g in 0..groups.len() {
                 let group = groups.group(g);
-                let sight = Sight::new(Direction::Keys, axes, &group, &keys, scratch.masks);
+                let sight = self.sight(&group, &source, scratch.masks);
                 let running = Running {
                     panel: &scratch.panels_a[g * dim * S::WIDTH..][..dim * S::WIDTH],
                     max: &mut max[g * S::WIDTH..][..S::WIDTH],
                     total: &mut total[g * S::WIDTH..][..S::WIDTH],
                     sums: &mut scratch.sums_b[g * S::WIDTH * stride_v..][..S::WIDTH * stride_v],
                 };
-                let bias = Some((head, keys.start));
+                let bias = source.is_window.then_some((head, source.place.tile.start));
                 // SAFETY: the caller's processor has `S`; scratch was carved for these sizes.
                 unsafe { self.attend::<S>(&group, &sight, bias, &streamed, scratch.weights, running) };
-            }
-        }
-
-        for place in self.additional_boxes(pass.rows) {
-            let Some((key, value)) = &operands.additional else { break };
-            // SAFETY: the boxes are inside the additional tokens, of at most `pass.rows` each.
-            let values_are_finite = unsafe {
-                key.pack((batch, head_kv), &place, dim, stride_k, scratch.rows_a);
-                value.pack((batch, head_kv), &place, dim_v, stride_v, scratch.rows_b)
-            };
-            let streamed = Streamed { keys: scratch.rows_a, values: scratch.rows_b, values_are_finite };
-            for g in 0..groups.len() {
-                let group = groups.group(g);
-                let sight = Sight::everything(group.volume(), place.tile.extent);
-                let running = Running {
-                    panel: &scratch.panels_a[g * dim * S::WIDTH..][..dim * S::WIDTH],
-                    max: &mut max[g * S::WIDTH..][..S::WIDTH],
-                    total: &mut total[g * S::WIDTH..][..S::WIDTH],
-                    sums: &mut scratch.sums_b[g * S::WIDTH * stride_v..][..S::WIDTH * stride_v],
-                };
-                // SAFETY: as above.
-                unsafe { self.attend::<S>(&group, &sight, None, &streamed, scratch.weights, running) };
             }
         }
 
@@ -180,12 +158,6 @@ impl<R: Real> Kernel<'_, R> {
             accumulate::<S>(sight, &alive, group, values, weights, running.sums);
         }
     }
-
-    /// The additional tokens in boxes of at most `rows`.
-    pub(super) fn additional_boxes(&self, rows: usize) -> impl Iterator<Item = Place> + use<R> {
-        let tokens = self.problem.additional_tokens();
-        (0..tokens).step_by(rows.max(1)).map(move |first| Place::line(first, rows.min(tokens - first)))
-    }
 }
 
 /// Turns one vector of lanes of a tile of scores into weights: masks, and moves the running maximum and total on.
@@ -242,10 +214,10 @@ unsafe fn softmax_column<S: Simd>(
 /// Divides by the total. A row that saw nothing has output 0.
 fn finish<R: Real>(sums: &mut [R], total: R) {
     for sum in sums {
-        *sum = if total == R::ZERO { R::ZERO } else { sum.div(total) };
+        *sum = if total == R::ZERO { R::ZERO } else { *sum / total };
     }
 }
 
 fn logsumexp_of<R: Real>(max: R, total: R) -> R {
-    if total == R::ZERO { R::NEG_INFINITY } else { max.add(total.ln()) }
+    if total == R::ZERO { R::NEG_INFINITY } else { max + total.ln() }
 }

@@ -326,7 +326,7 @@ impl<R: Real> Kernel<'_, R> {
                     if let Some(grad_key) = target.grad_key {
                         let sums = &mut scratch.sums_a[at * stride_k..][..dim];
                         for sum in sums.iter_mut() {
-                            *sum = sum.mul(self.scale());
+                            *sum = *sum * self.scale();
                         }
                         grad_key.write(batch, token, head_kv, sums);
                     }

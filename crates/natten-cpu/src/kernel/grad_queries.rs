@@ -65,10 +65,10 @@ impl<R: Real> Kernel<'_, R> {
                     output.read(batch, token, head, theirs);
                     let mut sum = R::ZERO;
                     for (a, b) in ours.iter().zip(theirs.iter()) {
-                        sum = sum.add(a.mul(*b));
+                        sum = sum + *a * *b;
                     }
                     if let Some(grad_logsumexp) = &operands.grad_logsumexp {
-                        sum = sum.sub(grad_logsumexp.number(batch, token, head));
+                        sum = sum - grad_logsumexp.number(batch, token, head);
                     }
                     delta.set_number(batch, token, head, sum);
                 }
@@ -164,17 +164,17 @@ impl<R: Real> Kernel<'_, R> {
             }
         }
 
-        for (keys, _) in pass.tiles.keys_of(&tile) {
-            let place = Place::new(axes, keys);
-            // SAFETY: the walk stays inside the keys, and its boxes have at most `pass.rows` tokens.
+        for source in self.sources(&tile) {
+            let (key, value) = operands.keys_of(&source);
+            // SAFETY: sources are inside their tensors, and have at most `pass.rows` tokens.
             let keys_are_finite = unsafe {
-                operands.value.pack((batch, head_kv), &place, dim_v, stride_v, scratch.rows_b);
-                operands.key.pack((batch, head_kv), &place, dim, stride_k, scratch.rows_a)
+                value.pack((batch, head_kv), &source.place, dim_v, stride_v, scratch.rows_b);
+                key.pack((batch, head_kv), &source.place, dim, stride_k, scratch.rows_a)
             };
             let streamed = Streamed { keys: scratch.rows_a, values: scratch.rows_b, keys_are_finite };
             for g in 0..groups.len() {
                 let group = groups.group(g);
-                let sight = Sight::new(Direction::Keys, axes, &group, &keys, scratch.masks);
+                let sight = self.sight(&group, &source, scratch.masks);
                 let stationary = Stationary {
                     queries: &scratch.panels_a[g * dim * S::WIDTH..][..dim * S::WIDTH],
                     grad_outputs: &scratch.panels_b[g * dim_v * S::WIDTH..][..dim_v * S::WIDTH],
@@ -183,36 +183,10 @@ impl<R: Real> Kernel<'_, R> {
                     sums: &mut scratch.sums_a[g * S::WIDTH * stride_k..][..S::WIDTH * stride_k],
                 };
                 let room = TileRoom { weights: scratch.weights, grads: scratch.grads };
-                let bias = Some((head, unit, keys.start));
+                let bias = source.is_window.then_some((head, unit, source.place.tile.start));
                 // SAFETY: the caller's processor has `S`; scratch was carved for these sizes.
                 unsafe {
                     self.grad_scores_of_queries::<S>(&group, &sight, bias, &streamed, stationary, room)
-                };
-            }
-        }
-
-        for place in self.additional_boxes(pass.rows) {
-            let Some((key, value)) = &operands.additional else { break };
-            // SAFETY: the boxes are inside the additional tokens, of at most `pass.rows` each.
-            let keys_are_finite = unsafe {
-                value.pack((batch, head_kv), &place, dim_v, stride_v, scratch.rows_b);
-                key.pack((batch, head_kv), &place, dim, stride_k, scratch.rows_a)
-            };
-            let streamed = Streamed { keys: scratch.rows_a, values: scratch.rows_b, keys_are_finite };
-            for g in 0..groups.len() {
-                let group = groups.group(g);
-                let sight = Sight::everything(group.volume(), place.tile.extent);
-                let stationary = Stationary {
-                    queries: &scratch.panels_a[g * dim * S::WIDTH..][..dim * S::WIDTH],
-                    grad_outputs: &scratch.panels_b[g * dim_v * S::WIDTH..][..dim_v * S::WIDTH],
-                    logsumexp: &row_logsumexp[g * S::WIDTH..][..S::WIDTH],
-                    delta: &row_delta[g * S::WIDTH..][..S::WIDTH],
-                    sums: &mut scratch.sums_a[g * S::WIDTH * stride_k..][..S::WIDTH * stride_k],
-                };
-                let room = TileRoom { weights: scratch.weights, grads: scratch.grads };
-                // SAFETY: as above.
-                unsafe {
-                    self.grad_scores_of_queries::<S>(&group, &sight, None, &streamed, stationary, room)
                 };
             }
         }
@@ -223,7 +197,7 @@ impl<R: Real> Kernel<'_, R> {
             for lane in 0..place.tile.volume() {
                 let sums = &mut scratch.sums_a[(g * S::WIDTH + lane) * stride_k..][..dim];
                 for sum in sums.iter_mut() {
-                    *sum = sum.mul(self.scale());
+                    *sum = *sum * self.scale();
                 }
                 // SAFETY: the query boxes partition the queries, and one unit alone has this box, batch and head.
                 unsafe { grad_query.write(batch, place.nth(lane), head, sums) };

@@ -20,6 +20,7 @@ mod scratch;
 mod stationary;
 
 use natten_core::Problem;
+use natten_core::geometry::TileBox;
 
 use bias::Pairs;
 pub(crate) use bias::{Bias, BiasGradient};
@@ -27,9 +28,10 @@ pub(crate) use grad_queries::bias_partials_per_head;
 pub(crate) use scratch::{Scratch, ScratchSizes};
 
 use crate::element::Real;
+use crate::lanes::{Direction, Sight};
 use crate::simd::Simd;
 use crate::tiling::Pass;
-use crate::tokens::Tokens;
+use crate::tokens::{Place, Tokens};
 
 /// Queries of one unit of the Δ pass.
 pub(crate) const DELTA_ROWS: usize = 256;
@@ -57,6 +59,24 @@ pub(crate) struct Operands<R: Real> {
     pub(crate) grad_additional_value: Option<Tokens<R>>,
     /// Tables in the workspace that partial sums of the bias gradient go to.
     pub(crate) grad_bias: Option<BiasGradient>,
+}
+
+impl<R: Real> Operands<R> {
+    /// The keys and values of a source.
+    fn keys_of(&self, source: &Source) -> (&Tokens<R>, &Tokens<R>) {
+        match &self.additional {
+            Some((key, value)) if !source.is_window => (key, value),
+            _ => (&self.key, &self.value),
+        }
+    }
+}
+
+/// A box of keys that a query box sees: in its windows, or among the additional tokens.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    place: Place,
+    /// Additional tokens are seen by every query, without bias.
+    is_window: bool,
 }
 
 /// A run: what to compute on, and how it is cut.
@@ -118,6 +138,27 @@ impl<R: Real> Kernel<'_, R> {
 
     fn query_tokens(&self) -> usize {
         self.problem.neighborhood().axes().iter().map(|axis| axis.query_len()).product()
+    }
+
+    /// All keys that a query box sees, in boxes of at most `queries.rows`.
+    fn sources(&self, queries: &TileBox) -> impl Iterator<Item = Source> + use<R> {
+        let axes = *self.queries.tiles.axes();
+        let window = self.queries.tiles.keys_of(queries).map(move |(keys, _)| Place::new(&axes, keys));
+        let (tokens, rows) = (self.problem.additional_tokens(), self.queries.rows.max(1));
+        let additional =
+            (0..tokens).step_by(rows).map(move |first| Place::line(first, rows.min(tokens - first)));
+        window
+            .map(|place| Source { place, is_window: true })
+            .chain(additional.map(|place| Source { place, is_window: false }))
+    }
+
+    /// What a lane group of queries sees of a source.
+    fn sight<'m>(&self, group: &TileBox, source: &Source, masks: &'m mut [u32]) -> Sight<'m> {
+        if source.is_window {
+            Sight::new(Direction::Keys, self.queries.tiles.axes(), group, &source.place.tile, masks)
+        } else {
+            Sight::everything(group.volume(), source.place.tile.extent)
+        }
     }
 
     fn scale(&self) -> R {

@@ -27,7 +27,7 @@ pub(super) unsafe fn pack_panel<R: Real>(
         // SAFETY: the caller's.
         unsafe { tensor.read(at.0, group.nth(lane), at.1, vector) };
         for (d, &number) in vector.iter().enumerate() {
-            panel[d * width + lane] = number.mul(factor);
+            panel[d * width + lane] = number * factor;
         }
     }
 }
@@ -133,7 +133,7 @@ fn accumulate_one_by_one<R: Real>(
             lanes &= lanes - 1;
             let weight = tile[index * width + lane];
             for (sum, &number) in sums[lane * stride..(lane + 1) * stride].iter_mut().zip(vector) {
-                *sum = sum.add(weight.mul(number));
+                *sum = *sum + weight * number;
             }
         }
         offset = sight.after(offset);
