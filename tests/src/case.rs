@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_problem_reads_as_one_line() {
-        let window = Neighborhood::new(&[AxisParams { is_causal: true, ..AxisParams::new(9, 5) }]).unwrap();
+        let window = Neighborhood::new(&[AxisParams::new(9, 5).causal(true)]).unwrap();
         let builder = Problem::builder(window, DType::Bf16).batch(2).heads(4).heads_kv(2).head_dim(8);
         let problem =
             builder.head_dim_v(3).additional_tokens(5).relative_positional_bias(true).scale(Some(0.0));

@@ -69,8 +69,7 @@ impl Tuple {
     pub(crate) fn problem(&self, dtype: DType, causal: &[bool]) -> Result<Problem> {
         let neighborhood = match &self.grid {
             Grid::Windows(axes) => {
-                let axes =
-                    axes.iter().zip(causal).map(|(&axis, &is_causal)| AxisParams { is_causal, ..axis });
+                let axes = axes.iter().zip(causal).map(|(&axis, &is_causal)| axis.causal(is_causal));
                 Neighborhood::new(&axes.collect::<Vec<_>>())?
             }
             Grid::Full { queries, keys } => {
@@ -173,7 +172,7 @@ mod tests {
     use super::*;
 
     fn tuple(len: usize, kernel_size: usize, stride: usize, dilation: usize) -> Tuple {
-        let axis = AxisParams { stride, dilation, ..AxisParams::new(len, kernel_size) };
+        let axis = AxisParams::new(len, kernel_size).stride(stride).dilation(dilation);
         Tuple {
             batch: 4,
             heads: 6,

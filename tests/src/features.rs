@@ -17,7 +17,7 @@ pub(crate) const fn axis(
     dilation: usize,
     is_causal: bool,
 ) -> AxisParams {
-    AxisParams { len, kernel_size, stride, dilation, is_causal }
+    AxisParams::new(len, kernel_size).stride(stride).dilation(dilation).causal(is_causal)
 }
 
 /// A builder over windows.

@@ -130,12 +130,11 @@ fn problem(parameters: &Parameters) -> Result<Problem> {
     } else {
         let [kernel_size, stride, dilation] =
             ["kernel_size", "stride", "dilation"].map(|name| parameters.numbers(name));
-        let axis = |a: usize| AxisParams {
-            len: shape[a],
-            kernel_size: kernel_size[a],
-            stride: stride[a],
-            dilation: dilation[a],
-            is_causal: is_causal[a],
+        let axis = |a: usize| {
+            AxisParams::new(shape[a], kernel_size[a])
+                .stride(stride[a])
+                .dilation(dilation[a])
+                .causal(is_causal[a])
         };
         Neighborhood::new(&(0..shape.len()).map(axis).collect::<Vec<_>>())?
     };

@@ -114,7 +114,7 @@ pub fn natten_cases() -> Vec<Case> {
         number += 1;
         for &stride in strides {
             for &dilation in dilations {
-                let axis = AxisParams { stride, dilation, ..AxisParams::new(len, kernel_size) };
+                let axis = AxisParams::new(len, kernel_size).stride(stride).dilation(dilation);
                 let name = match (strides.len(), dilations.len()) {
                     (1, 1) => format!("natten-{number}"),
                     (_, 1) => format!("natten-{number}-stride-{stride}"),
@@ -157,10 +157,8 @@ pub fn natten_cases() -> Vec<Case> {
 
 /// Tuple 52: `(heads, axes, causal)`. NATTEN takes its path for ordinary attention on the first.
 fn fast_path() -> [(usize, Vec<AxisParams>, Vec<bool>); 4] {
-    let axis = |len, kernel_size, dilation, stride| AxisParams {
-        stride,
-        dilation,
-        ..AxisParams::new(len, kernel_size)
+    let axis = |len, kernel_size, dilation, stride| {
+        AxisParams::new(len, kernel_size).stride(stride).dilation(dilation)
     };
     [
         (2, vec![axis(111, 111, 1, 1)], vec![true]),
@@ -185,11 +183,7 @@ fn heads_of(batch: usize, heads: usize, heads_kv: usize, head_dim: usize, axes: 
 
 fn grid<const N: usize>(tuple: TupleN<N>) -> Tuple {
     let (batch, heads, heads_kv, head_dim, shape, kernel_size, stride, dilation) = tuple;
-    let axis = |a: usize| AxisParams {
-        stride: stride[a],
-        dilation: dilation[a],
-        ..AxisParams::new(shape[a], kernel_size[a])
-    };
+    let axis = |a: usize| AxisParams::new(shape[a], kernel_size[a]).stride(stride[a]).dilation(dilation[a]);
     heads_of(batch, heads, heads_kv, head_dim, (0..N).map(axis).collect())
 }
 

@@ -175,10 +175,7 @@ mod tests {
 
     #[test]
     fn pairs_are_those_that_the_neighborhood_has() {
-        let params = [
-            AxisParams { stride: 2, ..AxisParams::new(6, 4) },
-            AxisParams { dilation: 2, is_causal: true, ..AxisParams::new(7, 3) },
-        ];
+        let params = [AxisParams::new(6, 4).stride(2), AxisParams::new(7, 3).dilation(2).causal(true)];
         let window = Neighborhood::new(&params).unwrap();
         let problem = Problem::builder(window.clone(), DType::F64)
             .heads(4)

@@ -17,7 +17,7 @@ pub fn axes(longest: usize) -> impl Strategy<Value = AxisParams> {
             let kernel_size = 1 + kernel_size % len;
             let stride = 1 + stride % kernel_size;
             let dilation = 1 + dilation % (len / kernel_size);
-            AxisParams { len, kernel_size, stride, dilation, is_causal }
+            AxisParams::new(len, kernel_size).stride(stride).dilation(dilation).causal(is_causal)
         },
     )
 }

@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn an_empty_batch_costs_nothing_whatever_its_lengths() {
-        let n = Neighborhood::new(&[AxisParams { is_causal: true, ..AxisParams::new(1 << 40, 3) }]).unwrap();
+        let n = Neighborhood::new(&[AxisParams::new(1 << 40, 3).causal(true)]).unwrap();
         let tiles = Tiles::new(&n, [1; 3], [1; 3]);
         let problem = Problem::builder(n, DType::F32).batch(0).build().unwrap();
         let coverage = coverage_of(&problem, &tiles);

@@ -21,7 +21,7 @@ type Size = (u8, u8, u64);
 fn axes_keep_their_promises() {
     check!().with_type::<([Size; 4], bool, Size)>().for_each(|&(sizes, is_causal, at)| {
         let [len, kernel_size, stride, dilation] = sizes.map(size);
-        let params = AxisParams { len, kernel_size, stride, dilation, is_causal };
+        let params = AxisParams::new(len, kernel_size).stride(stride).dilation(dilation).causal(is_causal);
         let fitted = params.fit();
         for params in [params, fitted] {
             let Ok(axis) = Axis::new(0, params) else { continue };
@@ -56,10 +56,8 @@ fn problems_of_any_numbers_are_built_or_refused() {
     check!().with_type::<Numbers>().for_each(|&(lens, kernels, dilations, shape, rank, rpb)| {
         let rank = usize::from(rank % 5);
         let axes: Vec<AxisParams> = (0..rank.min(3))
-            .map(|a| AxisParams {
-                dilation: size(dilations[a]),
-                is_causal: a == 1,
-                ..AxisParams::new(size(lens[a]), size(kernels[a]))
+            .map(|a| {
+                AxisParams::new(size(lens[a]), size(kernels[a])).dilation(size(dilations[a])).causal(a == 1)
             })
             .collect();
         let Ok(neighborhood) = Neighborhood::fit(&axes, rpb) else { return };

@@ -55,12 +55,8 @@ fn inputs(problem: &Problem, request: &OpRequest, forward: &[HostTensor]) -> Res
 }
 
 fn problems(dtype: DType) -> Vec<Problem> {
-    let axis = |len, kernel_size, stride, dilation, is_causal| AxisParams {
-        len,
-        kernel_size,
-        stride,
-        dilation,
-        is_causal,
+    let axis = |len, kernel_size, stride, dilation, is_causal| {
+        AxisParams::new(len, kernel_size).stride(stride).dilation(dilation).causal(is_causal)
     };
     let window = |axes: &[AxisParams]| Neighborhood::new(axes).unwrap();
     let full = |q, k, causal| Neighborhood::full(q, k, causal).unwrap();

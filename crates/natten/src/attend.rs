@@ -251,12 +251,11 @@ impl<'a, T: HostElement> Attention<'a, T> {
                 let dilation = dilation.spread("dilation", rank)?;
                 let causal = causal.spread("causal", rank)?;
                 let params: Vec<AxisParams> = (0..rank)
-                    .map(|a| AxisParams {
-                        len: query[1 + a],
-                        kernel_size: kernel_size[a],
-                        stride: stride[a],
-                        dilation: dilation[a],
-                        is_causal: causal[a],
+                    .map(|a| {
+                        AxisParams::new(query[1 + a], kernel_size[a])
+                            .stride(stride[a])
+                            .dilation(dilation[a])
+                            .causal(causal[a])
                     })
                     .collect();
                 if *fit {

@@ -158,12 +158,11 @@ fn window(args: &RunArgs, shapes: &Shapes) -> Result<Neighborhood> {
     let dilation = per_axis("dilation", &args.dilation, lens.len(), 1)?;
     let is_causal = per_axis("causal", &args.causal, lens.len(), false)?;
     let params: Vec<AxisParams> = (0..lens.len())
-        .map(|axis| AxisParams {
-            len: lens[axis],
-            kernel_size: kernel_size[axis],
-            stride: stride[axis],
-            dilation: dilation[axis],
-            is_causal: is_causal[axis],
+        .map(|axis| {
+            AxisParams::new(lens[axis], kernel_size[axis])
+                .stride(stride[axis])
+                .dilation(dilation[axis])
+                .causal(is_causal[axis])
         })
         .collect();
     if !args.fit {

@@ -31,6 +31,7 @@ pub enum Alignment {
 
 /// What a user says about one axis of a neighborhood, unchecked. [`Axis::new`] checks it, [`AxisParams::fit`] clamps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct AxisParams {
     /// Tokens along the axis.
     pub len: usize,
@@ -48,6 +49,24 @@ impl AxisParams {
     /// A sliding, undilated window that looks both ways.
     pub const fn new(len: usize, kernel_size: usize) -> Self {
         Self { len, kernel_size, stride: 1, dilation: 1, is_causal: false }
+    }
+
+    /// The same window, shared by `stride` neighbouring queries.
+    #[must_use]
+    pub const fn stride(self, stride: usize) -> Self {
+        Self { stride, ..self }
+    }
+
+    /// The same window, with keys `dilation` tokens apart.
+    #[must_use]
+    pub const fn dilation(self, dilation: usize) -> Self {
+        Self { dilation, ..self }
+    }
+
+    /// The same window, which sees nothing behind the query where `is_causal`.
+    #[must_use]
+    pub const fn causal(self, is_causal: bool) -> Self {
+        Self { is_causal, ..self }
     }
 
     /// Clamps what is too large for the axis: the kernel to `len`, the dilation to `len / kernel_size`, the stride to

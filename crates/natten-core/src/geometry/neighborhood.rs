@@ -205,17 +205,14 @@ mod tests {
         let message = Neighborhood::fit(&too_large, true).unwrap_err().to_string();
         assert!(message.contains("kernel_size[0]") && message.contains("13 entries"), "{message}");
         // Only the kernel is tied to the table: a dilation may shrink.
-        let dilated = [AxisParams { dilation: 9, ..AxisParams::new(10, 3) }];
+        let dilated = [AxisParams::new(10, 3).dilation(9)];
         assert!(Neighborhood::fit(&dilated, true).is_ok());
     }
 
     #[test]
     fn displays_one_line() {
-        let n = Neighborhood::new(&[
-            AxisParams { stride: 2, ..AxisParams::new(9, 4) },
-            AxisParams { is_causal: true, ..AxisParams::new(8, 3) },
-        ])
-        .unwrap();
+        let n = Neighborhood::new(&[AxisParams::new(9, 4).stride(2), AxisParams::new(8, 3).causal(true)])
+            .unwrap();
         assert_eq!(n.to_string(), "9x8 kernel 4x3 stride 2x1 causal false,true");
         assert_eq!(
             Neighborhood::full(3, 4, Some(Alignment::BottomRight)).unwrap().to_string(),

@@ -292,12 +292,8 @@ mod tests {
         (1usize..12).prop_flat_map(|len| {
             (1..=len).prop_flat_map(move |kernel_size| {
                 (1..=kernel_size, 1..=len / kernel_size, any::<bool>()).prop_map(
-                    move |(stride, dilation, is_causal)| AxisParams {
-                        len,
-                        kernel_size,
-                        stride,
-                        dilation,
-                        is_causal,
+                    move |(stride, dilation, is_causal)| {
+                        AxisParams::new(len, kernel_size).stride(stride).dilation(dilation).causal(is_causal)
                     },
                 )
             })
