@@ -32,7 +32,7 @@ def psnr(clean, other):
 
 
 def to_levels(values):
-    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+    return np.clip(np.round(np.nan_to_num(values)), 0, 255).astype(np.uint8)
 
 
 def scikit_image(clean, noisy, sigma, args, knows_sigma, is_fast):
