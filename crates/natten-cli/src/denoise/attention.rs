@@ -82,7 +82,7 @@ impl Denoiser {
     /// beside what its patch says.
     ///
     /// # Errors
-    /// As [`Plan::run`](natten::Plan::run).
+    /// As [`Plan::run`].
     pub(super) fn run(
         &self,
         picture: &Picture,

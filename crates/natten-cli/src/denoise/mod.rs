@@ -123,14 +123,19 @@ pub(crate) fn run(args: &DenoiseArgs, registry: &Registry) -> Result<()> {
 
 /// Refuses what is wrong whatever the picture is.
 fn check(args: &DenoiseArgs) -> Result<()> {
-    let numbers = [("sigma", args.sigma), ("strength", args.strength), ("add-noise", args.add_noise)];
-    for (name, value) in numbers {
-        if let Some(value) = value.filter(|value| !(value.is_finite() && *value >= 0.0)) {
+    let numbers = [
+        ("sigma", args.sigma, 255.0),
+        ("strength", args.strength, 100.0),
+        ("add-noise", args.add_noise, 255.0),
+    ];
+    for (name, value, most) in numbers {
+        if let Some(value) = value.filter(|value| !(0.0..=most).contains(value)) {
+            let rule = format!("it must be from 0 to {most}");
             return Err(Error::invalid(
                 name,
                 value,
-                "it must be a finite number, not a negative one",
-                "give 0 or more",
+                rule,
+                "10 to 50 is common for sigma, 0.5 to 1 for strength",
             ));
         }
     }
@@ -177,7 +182,8 @@ impl Settings {
         spinner.set_message("choosing the strength");
         let strength = match args.strength {
             Some(strength) => strength,
-            None if sigma == 0.0 => 1.0,
+            // There is nothing to do, and h will say so.
+            None if sigma < LEAST_H => 1.0,
             None => strength::choose(device, noisy, &shape, kernel_size, sigma)?,
         };
         spinner.finish_and_clear();

@@ -22,12 +22,14 @@ fn assert_denoise_refused(directory: &Directory, words: &str, parts: &[&str]) {
 fn options_that_are_wrong() {
     let directory = directory();
     for (words, parts) in [
-        ("--sigma -1", &["sigma is -1", "not a negative one"][..]),
+        ("--sigma -1", &["sigma is -1", "from 0 to 255"][..]),
         ("--sigma NaN", &["sigma is NaN"]),
         ("--sigma inf", &["sigma is inf"]),
+        ("--sigma 255.1", &["sigma is 255.1", "from 0 to 255"]),
         ("--sigma much", &["'much'", "--sigma"]),
         ("--strength -0.5", &["strength is -0.5"]),
         ("--strength NaN", &["strength is NaN"]),
+        ("--strength 1e300", &["strength is 1", "from 0 to 100"]),
         ("--add-noise -25", &["add-noise is -25"]),
         ("--add-noise NaN", &["add-noise is NaN"]),
         ("--add-noise inf", &["add-noise is inf"]),
