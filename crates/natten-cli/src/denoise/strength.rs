@@ -1,10 +1,10 @@
 //! How unlike patches may be and still count: `h = strength * sigma`, where the user does not say it.
 //!
-//! A formula serves most photographs. Pictures that are smooth gain from more, by a decibel and at strong noise by several,
-//! so some pieces of the picture are denoised with growing strength for as long as the mean squared error falls. The
-//! error is not known, but Stein's estimate of it (SURE) needs only the noise's variance and how much the result follows
-//! a change of the picture, which a random change tells: Ramani, Blu and Unser, "Monte-Carlo SURE: A Black-Box
-//! Optimization of Regularization Parameters for General Denoising Algorithms", IEEE TIP 17(9), 2008.
+//! A formula serves most photographs. Pictures that are smooth gain from more, by half a decibel to several, so some
+//! pieces of the picture are denoised with growing strength for as long as the mean squared error falls. The error is not
+//! known, but Stein's estimate of it (SURE) needs only the noise's variance and how much the result follows a change of
+//! the picture, which a random change tells: Ramani, Blu and Unser, "Monte-Carlo SURE: A Black-Box Optimization of
+//! Regularization Parameters for General Denoising Algorithms", IEEE TIP 17(9), 2008.
 
 use indicatif::ProgressBar;
 use natten::{Device, Result};
