@@ -155,6 +155,16 @@ impl CpuPlan {
         })
     }
 
+    /// The inputs, and the outputs.
+    fn specs(&self) -> (&[TensorSpec], &[TensorSpec]) {
+        self.tensors.split_at(self.tensors.iter().filter(|spec| !spec.is_output).count())
+    }
+
+    /// The number of an output among the outputs.
+    fn output_index(&self, role: Role) -> Option<usize> {
+        self.specs().1.iter().position(|spec| spec.role == role)
+    }
+
     /// The typed entry: runs on borrowed memory, without a copy. Inputs and outputs are in the order of
     /// [`Plan::tensors`].
     ///
@@ -166,9 +176,9 @@ impl CpuPlan {
         outputs: &mut [ViewMut<'_>],
         workspace: &mut Workspace,
     ) -> Result<Submission> {
-        let expected = self.tensors.iter().filter(|spec| !spec.is_output).count();
+        let (input_specs, output_specs) = self.specs();
         for (what, given, expected) in
-            [("inputs", inputs.len(), expected), ("outputs", outputs.len(), self.tensors.len() - expected)]
+            [("inputs", inputs.len(), input_specs.len()), ("outputs", outputs.len(), output_specs.len())]
         {
             if given != expected {
                 return Err(Error::invalid(
@@ -179,7 +189,6 @@ impl CpuPlan {
                 ));
             }
         }
-        let (input_specs, output_specs) = self.tensors.split_at(expected);
         for (spec, view) in input_specs.iter().zip(inputs) {
             view.check(spec)?;
         }
@@ -205,10 +214,6 @@ impl CpuPlan {
     }
 
     fn run_typed<R: Real>(&self, inputs: &[View<'_>], outputs: &mut [ViewMut<'_>], memory: &mut [Line]) {
-        if self.problem.batch() == 0 {
-            self.clear_batchless::<R>(outputs);
-            return;
-        }
         let (delta, rest) = memory.split_at_mut(self.layout.delta);
         let (tables, rest) = rest.split_at_mut(self.layout.tables);
         let scratch = &mut rest[..self.layout.scratch * self.layout.threads];
@@ -222,9 +227,8 @@ impl CpuPlan {
             }
             _ => self.share_out(&kernel, Phase::Forward, scratch),
         }
-        if self.request.wants.contains(Role::GradRpb) {
-            self.sum_tables::<R>(tables, outputs);
-        }
+        // With batch 0 too: the bias has no batch axis, and the sum of no boxes is zero.
+        self.sum_tables::<R>(tables, outputs);
     }
 
     /// The run's tensors, found in the views by role.
@@ -235,23 +239,15 @@ impl CpuPlan {
         delta: &mut [R],
         tables: &mut [f64],
     ) -> Kernel<'_, R> {
-        let expected = inputs.len();
-        let input =
-            |role| self.tensors[..expected].iter().position(|spec| spec.role == role).map(|i| &inputs[i]);
-        let mut output = |role| {
-            let index = self.tensors[expected..].iter().position(|spec| spec.role == role)?;
-            Some(Tokens::<R>::output(&mut outputs[index]))
-        };
+        let input = |role| self.specs().0.iter().position(|spec| spec.role == role).map(|i| &inputs[i]);
+        let mut output = |role| self.output_index(role).map(|i| Tokens::<R>::output(&mut outputs[i]));
         let grad_query = output(Role::GradQuery);
         let grad_key = output(Role::GradKey);
         let grad_value = output(Role::GradValue);
         let grad_additional_key = output(Role::GradAdditionalKey);
         let grad_additional_value = output(Role::GradAdditionalValue);
         let written = output(Role::Output);
-        let logsumexp = self.tensors[expected..]
-            .iter()
-            .position(|spec| spec.role == Role::Logsumexp)
-            .map(|i| Tokens::<R>::row_output(&mut outputs[i]));
+        let logsumexp = self.output_index(Role::Logsumexp).map(|i| Tokens::<R>::row_output(&mut outputs[i]));
         let vectors = |role| input(role).map(Tokens::<R>::input);
         // `Problem::tensors` always lists these three.
         let always =
@@ -316,28 +312,14 @@ impl CpuPlan {
 
     /// Sums the partial tables of the bias gradient, in their order.
     fn sum_tables<R: Real>(&self, tables: &[f64], outputs: &mut [ViewMut<'_>]) {
-        let expected = self.tensors.iter().filter(|spec| !spec.is_output).count();
-        let Some(index) = self.tensors[expected..].iter().position(|spec| spec.role == Role::GradRpb) else {
-            return;
-        };
+        let Some(index) = self.output_index(Role::GradRpb) else { return };
         let (heads, parts) = (self.problem.heads(), bias_partials_per_head(self.problem.heads()));
-        let entries: usize = self.tensors[expected + index].shape[1..].iter().product();
+        let entries: usize = self.specs().1[index].shape[1..].iter().product();
         let table = Entries::new(&mut outputs[index]);
         for head in 0..heads {
             for entry in 0..entries {
                 let sum: f64 = (0..parts).map(|part| tables[(head * parts + part) * entries + entry]).sum();
                 table.set(head * entries + entry, R::of(sum));
-            }
-        }
-    }
-
-    /// The bias has no batch axis: with batch 0 its gradient is zero, not empty.
-    fn clear_batchless<R: Real>(&self, outputs: &mut [ViewMut<'_>]) {
-        let expected = self.tensors.iter().filter(|spec| !spec.is_output).count();
-        for (spec, view) in self.tensors[expected..].iter().zip(outputs) {
-            if spec.role == Role::GradRpb {
-                let table = Entries::new(view);
-                (0..spec.len()).for_each(|index| table.set(index, R::ZERO));
             }
         }
     }
