@@ -30,7 +30,7 @@ impl Case {
     pub fn new(name: impl Into<String>, problem: Problem) -> Self {
         let name = name.into();
         Self {
-            requests: vec![OpRequest::forward(), OpRequest::backward(&problem)],
+            requests: vec![OpRequest::forward(&problem), OpRequest::backward(&problem)],
             options: PlanOptions::default(),
             layout: Layout::HeadsLast,
             data: Data::new(hash(&name)),
@@ -142,6 +142,8 @@ pub(crate) fn with_neighborhood(
         .additional_tokens(problem.additional_tokens())
         .relative_positional_bias(problem.has_rpb())
         .scale(Some(problem.scale()))
+        .program(problem.program().clone())
+        .initial_state(problem.has_initial_state())
         .build()
 }
 

@@ -30,10 +30,10 @@ impl<'a> Expected<'a> {
     pub(crate) fn new(case: &'a Case) -> Result<Self> {
         let problem = &case.problem;
         let mut inputs = HostTensors::new();
-        for spec in problem.tensors(&OpRequest::forward())?.iter().filter(|spec| !spec.is_output) {
+        for spec in problem.tensors(&OpRequest::forward(problem))?.iter().filter(|spec| !spec.is_output) {
             inputs.insert(spec.role, case.input(spec.role)?);
         }
-        let forward = oracle(problem, &OpRequest::forward(), &inputs)?;
+        let forward = oracle(problem, &OpRequest::forward(problem), &inputs)?;
         for (&role, values) in &forward {
             let exact = HostTensor::new(&problem.shape(role), values.clone())?;
             inputs.insert(role, exact.cast(problem.dtype_of(role))?);
@@ -69,7 +69,7 @@ impl Answer {
 
     /// The answer backward: runs the oracle on exactly these inputs.
     pub(crate) fn backward(problem: &Problem, request: &OpRequest, inputs: HostTensors) -> Result<Self> {
-        let every = OpRequest::backward(problem).with_grad_logsumexp(request.grad_logsumexp);
+        let every = OpRequest::backward(problem).with_grad_logsumexp(request.gives(Role::GradLogsumexp));
         let values = oracle(problem, &every, &inputs)?;
         let mut numbers = widen(&inputs);
         numbers.extend(values.clone());

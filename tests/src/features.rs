@@ -78,7 +78,7 @@ pub(crate) fn feature_cases() -> Vec<Case> {
 }
 
 fn dtypes(cases: &mut Vec<Case>) {
-    for dtype in DType::ALL {
+    for dtype in DType::FLOATS {
         for (name, problem) in mixed(dtype) {
             cases.push(case(format!("feature-dtype-{dtype}-{name}"), problem));
             let tokens = case(format!("feature-dtype-{dtype}-{name}-extra"), problem_with_all(name, dtype));
@@ -132,9 +132,9 @@ fn head_dims(cases: &mut Vec<Case>) {
         .into_iter()
         .enumerate()
     {
-        let dtype = DType::ALL[(turn + 1) % 4];
+        let dtype = DType::FLOATS[(turn + 1) % 4];
         cases.push(case(format!("feature-head-dim-{dim}-{dtype}"), windows(&axes, dtype).head_dim(dim)));
-        let dtype = DType::ALL[(turn + 2) % 4];
+        let dtype = DType::FLOATS[(turn + 2) % 4];
         cases.push(case(
             format!("feature-head-dim-{dim}-{dtype}"),
             windows(&axes, dtype).heads(2).head_dim(dim),
@@ -142,7 +142,7 @@ fn head_dims(cases: &mut Vec<Case>) {
     }
     // Those that kernels are specialised for, which the cuts of NATTEN's tuples leave few of.
     for dim in [16, 32, 64, 128] {
-        for dtype in DType::ALL {
+        for dtype in DType::FLOATS {
             let window = windows(&axes, dtype).heads(4).heads_kv(2).head_dim(dim).additional_tokens(3);
             cases.push(case(format!("feature-head-dim-{dim}-window-{dtype}"), window));
             let causal = full(70, 133, Some(Alignment::BottomRight), dtype).heads(2).head_dim(dim);
@@ -190,7 +190,7 @@ fn biases(cases: &mut Vec<Case>) {
         ("3d-one-token-axis", vec![axis(1, 1, 1, 1, false), axis(6, 3, 2, 1, true), axis(5, 5, 1, 1, false)]),
     ];
     for (turn, (name, axes)) in grids.into_iter().enumerate() {
-        let dtype = DType::ALL[turn % 4];
+        let dtype = DType::FLOATS[turn % 4];
         for additional in [0, 4] {
             let problem = windows(&axes, dtype).batch(2).heads(4).heads_kv(2).head_dim(8);
             let problem = problem.relative_positional_bias(true).additional_tokens(additional);
@@ -208,7 +208,7 @@ fn ordinary(cases: &mut Vec<Case>) {
             ("bottom-right", Some(Alignment::BottomRight)),
         ];
         for (turn, (name, causal)) in directions.into_iter().enumerate() {
-            let dtype = DType::ALL[(queries + keys + turn) % 4];
+            let dtype = DType::FLOATS[(queries + keys + turn) % 4];
             let problem = full(queries, keys, causal, dtype).batch(2).heads(4).heads_kv(2).head_dim(16);
             let name = format!("feature-full-{queries}x{keys}-{name}-{dtype}");
             cases.push(case(name, problem.head_dim_v(24)).grad_logsumexp());
@@ -219,7 +219,7 @@ fn ordinary(cases: &mut Vec<Case>) {
 fn scales(cases: &mut Vec<Case>) {
     let axes = [axis(6, 3, 1, 1, false), axis(9, 4, 2, 2, true)];
     for (turn, scale) in [0.0, -0.5, -3.0, 1e-3, 30.0].into_iter().enumerate() {
-        for dtype in [DType::F32, DType::ALL[turn % 4]] {
+        for dtype in [DType::F32, DType::FLOATS[turn % 4]] {
             let problem = windows(&axes, dtype).heads(2).head_dim(16).additional_tokens(3).scale(Some(scale));
             let bias = problem.clone().relative_positional_bias(true);
             let name = format!("feature-scale-{scale}-{dtype}");
@@ -249,7 +249,7 @@ fn requests(cases: &mut Vec<Case>) {
     for (name, problem) in mixed(DType::F32) {
         cases.push(case(format!("feature-grad-logsumexp-{name}"), problem.clone()).grad_logsumexp());
         let case = case(format!("feature-wants-{name}"), problem_with_all(name, DType::F32));
-        let forward = OpRequest::forward();
+        let forward = OpRequest::forward(&case.problem);
         let backward = OpRequest::backward(&case.problem);
         let mut wanted = vec![forward.wanting([Role::Output]), forward.wanting([Role::Logsumexp])];
         wanted.extend(backward.wants.iter().map(|role| backward.wanting([role])));

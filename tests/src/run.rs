@@ -168,7 +168,7 @@ impl Machine<'_> {
         specs
             .map(|spec| {
                 let missing =
-                    || Error::invalid(spec.name(), "missing", "every input is needed", "give the tensor");
+                    || Error::invalid(spec.name.clone(), "missing", "every input is needed", "give the tensor");
                 self.place(spec.role, inputs.get(&spec.role).ok_or_else(missing)?)
             })
             .collect()

@@ -142,7 +142,7 @@ mod tests {
             let name = format!("natten-{number}-");
             assert!(all.iter().any(|case| case.name.starts_with(&name)), "{name}");
         }
-        for dtype in DType::ALL {
+        for dtype in DType::FLOATS {
             for rank in 1..=3 {
                 let fits = |c: &Case| c.problem.dtype() == dtype && c.problem.neighborhood().rank() == rank;
                 assert!(all.iter().any(fits), "{dtype} {rank}");

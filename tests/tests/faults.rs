@@ -91,7 +91,7 @@ impl Faulty {
         if matches!(self.fault, Fault::RefusesLate) {
             return Err(Error::unsupported("faulty", "this", "it noticed too late"));
         }
-        let keeps = !matches!(self.fault, Fault::IgnoresGradLogsumexp) && request.grad_logsumexp;
+        let keeps = !matches!(self.fault, Fault::IgnoresGradLogsumexp) && request.gives(Role::GradLogsumexp);
         let options = PlanOptions::default();
         let truth = pollster::block_on(self.inner.plan(problem, request, &options))?;
         let changed = self.problem(problem)?;

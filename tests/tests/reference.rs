@@ -23,7 +23,7 @@ fn results(case: &Case, dtype: DType) -> (Problem, HostTensors) {
     let inputs = Role::ALL.into_iter().filter(|&role| problem.has_input(role) || role == Role::GradOutput);
     let mut tensors: HostTensors =
         inputs.map(|role| (role, case.input(role).unwrap().cast(problem.dtype_of(role)).unwrap())).collect();
-    for request in [OpRequest::forward(), OpRequest::backward(&problem)] {
+    for request in [OpRequest::forward(&problem), OpRequest::backward(&problem)] {
         tensors.extend(oracle(&problem, &request, &tensors));
     }
     (problem, tensors)
@@ -69,7 +69,7 @@ fn small_problems() -> impl Strategy<Value = Problem> {
 
 /// `sum(output * grad_output) + sum(logsumexp * grad_logsumexp)`, of which backward gives the gradients.
 fn loss(problem: &Problem, inputs: &HostTensors) -> f64 {
-    let results = oracle(problem, &OpRequest::forward(), inputs);
+    let results = oracle(problem, &OpRequest::forward(problem), inputs);
     let dot = |of: Role, with: Role| -> f64 {
         let (of, with) = (results[&of].to_f64(), inputs[&with].to_f64());
         // A row that sees nothing is constant: its logsumexp of -inf has the derivative 0.
@@ -89,7 +89,7 @@ proptest! {
         let given = [Role::GradOutput, Role::GradLogsumexp];
         let inputs = Role::ALL.into_iter().filter(|role| problem.has_input(*role) || given.contains(role));
         let mut inputs: HostTensors = inputs.map(|role| (role, case.input(role).unwrap())).collect();
-        inputs.extend(oracle(&problem, &OpRequest::forward(), &inputs));
+        inputs.extend(oracle(&problem, &OpRequest::forward(&problem), &inputs));
         let gradients = oracle(&problem, &OpRequest::backward(&problem).with_grad_logsumexp(true), &inputs);
         let step = 1e-5;
         for (role, gradient) in gradients {
@@ -134,7 +134,8 @@ fn cotangents_of_a_merge_give_the_gradients_of_the_whole() {
             });
             inputs.insert(role, keys.unwrap());
         }
-        let results = oracle(&attention(piece.len()), &OpRequest::forward(), &inputs);
+        let attention = attention(piece.len());
+        let results = oracle(&attention, &OpRequest::forward(&attention), &inputs);
         let (output, logsumexp) = (results[&Role::Output].clone(), results[&Role::Logsumexp].clone());
         inputs.extend(results);
         parts.push(Partial { output, logsumexp });

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::geometry::Coverage;
 use crate::marker::{MaybeSend, MaybeSync};
 use crate::problem::{OpRequest, Problem, TensorSpec};
+use crate::role::Role;
 use crate::tensor::{HostTensor, Tensor};
 
 /// A result that is still being made. Backends of the host are ready at once; `natten::block_on` waits for the others.
@@ -318,15 +319,20 @@ pub fn check_tensor(
 ) -> Result<()> {
     if shape != spec.shape {
         return Err(Error::invalid(
-            spec.name(),
+            spec.name.clone(),
             format!("{shape:?}"),
             format!("its shape must be {:?}", spec.shape),
-            "layouts are heads-last, [batch, tokens…, heads, dim]; permute a heads-first view",
+            match spec.role {
+                Role::Attention | Role::GradAttention | Role::TangentAttention => {
+                    "attention weights are heads-first, [batch, heads, tokens…, slots]"
+                }
+                _ => "layouts are heads-last, [batch, tokens…, heads, dim]; permute a heads-first view",
+            },
         ));
     }
     if dtype != spec.dtype {
         return Err(Error::invalid(
-            spec.name(),
+            spec.name.clone(),
             dtype,
             format!("its dtype must be {}", spec.dtype),
             "cast the tensor, or build the problem with its dtype",
@@ -334,7 +340,7 @@ pub fn check_tensor(
     }
     if spec.is_output && !crate::tensor::is_injective(shape, strides) {
         return Err(Error::invalid(
-            spec.name(),
+            spec.name.clone(),
             format!("strides {strides:?}"),
             "no two elements of an output may share memory",
             "give an output without broadcast axes",
@@ -431,7 +437,7 @@ mod tests {
     fn bindings_are_checked_by_name() {
         let n = Neighborhood::new(&[AxisParams::new(4, 3)]).unwrap();
         let problem = Problem::builder(n, DType::F32).build().unwrap();
-        let specs = problem.tensors(&OpRequest::forward()).unwrap();
+        let specs = problem.tensors(&OpRequest::forward(&problem)).unwrap();
         let tensors: Vec<Tensor> = specs.iter().map(|s| HostTensor::zeros_like(s).unwrap().into()).collect();
         let inputs: Vec<&Tensor> = tensors[..3].iter().collect();
         let mut outputs = tensors[3..].to_vec();

@@ -61,7 +61,7 @@ mod tests {
         let problem = Problem::builder(n, DType::F32).batch(0).build().unwrap();
         let coverage = coverage_of(&problem, &tiles);
         let device = DeviceInfo::new("cpu", "test", DeviceKind::Cpu);
-        let cost = Cost::of(&problem, &OpRequest::forward(), &coverage, &device);
+        let cost = Cost::of(&problem, &OpRequest::forward(&problem), &coverage, &device);
         assert_eq!((cost.useful_flops, cost.visited_flops), (0.0, 0.0));
     }
 
@@ -77,7 +77,7 @@ mod tests {
             .build()
             .unwrap();
         let mut device = DeviceInfo::new("cpu", "test", DeviceKind::Cpu);
-        let request = OpRequest::forward();
+        let request = OpRequest::forward(&problem);
         let cost = Cost::of(&problem, &request, &coverage, &device);
         assert_eq!(cost.useful_flops, (6 * 64 * (9 + 4) * 4 * 16) as f64);
         // A box of 8 queries sees a union of 16 keys, less at the two borders.

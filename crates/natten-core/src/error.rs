@@ -2,6 +2,7 @@
 //! back as an [`Error`] that names the argument, its value, the rule and a way out.
 
 use std::borrow::Cow;
+use std::fmt;
 
 /// The result of everything in this library that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -19,6 +20,20 @@ pub enum Error {
         value: String,
         /// The rule that it breaks.
         rule: String,
+        /// A way out.
+        hint: Cow<'static, str>,
+    },
+    /// A program's text breaks a rule.
+    #[error(fmt = fmt_program)]
+    Program {
+        /// Which text of the program: `score`, `mask`, `row`, …
+        field: Cow<'static, str>,
+        /// The text.
+        text: String,
+        /// Where in it, in characters, from 1. A line break is a character too.
+        column: usize,
+        /// What is wrong there.
+        message: String,
         /// A way out.
         hint: Cow<'static, str>,
     },
@@ -85,7 +100,7 @@ impl Error {
     /// An [`Error::Invalid`].
     pub fn invalid(
         argument: impl Into<Cow<'static, str>>,
-        value: impl std::fmt::Display,
+        value: impl fmt::Display,
         rule: impl Into<String>,
         hint: impl Into<Cow<'static, str>>,
     ) -> Self {
@@ -93,6 +108,24 @@ impl Error {
             argument: argument.into(),
             value: value.to_string(),
             rule: rule.into(),
+            hint: hint.into(),
+        }
+    }
+
+    /// An [`Error::Program`] at a byte of the text.
+    pub fn program(
+        field: impl Into<Cow<'static, str>>,
+        text: &str,
+        at: usize,
+        message: impl Into<String>,
+        hint: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        let column = text.char_indices().take_while(|&(byte, _)| byte < at).count() + 1;
+        Self::Program {
+            field: field.into(),
+            text: text.to_owned(),
+            column,
+            message: message.into(),
             hint: hint.into(),
         }
     }
@@ -114,4 +147,34 @@ impl Error {
     ) -> Self {
         Self::Unavailable { backend: backend.into(), why: why.into(), hint: hint.into() }
     }
+}
+
+/// The most characters of a text that an error shows before the place, and after it.
+const SHOWN: usize = 48;
+
+/// The message, then the line of the text that it is about, with a caret below the place.
+fn fmt_program(
+    field: &str,
+    text: &str,
+    column: &usize,
+    message: &str,
+    hint: &str,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    let before: Vec<char> = text.chars().take(column.saturating_sub(1)).collect();
+    let line_start = before.iter().rposition(|&c| c == '\n').map_or(0, |at| at + 1);
+    let in_line = before.len() - line_start;
+    write!(f, "{field}: {message} at ")?;
+    if text.contains('\n') {
+        write!(f, "line {}, ", before.iter().filter(|&&c| c == '\n').count() + 1)?;
+    }
+    write!(f, "column {} ({hint})", in_line + 1)?;
+    let lead = in_line.min(SHOWN);
+    let cut = if lead < in_line { "…" } else { "" };
+    let shown = text.chars().skip(before.len() - lead).take_while(|&c| c != '\n');
+    let shown: String = shown.map(|c| if c == '\r' { ' ' } else { c }).take(lead + SHOWN).collect();
+    // Tabs stay tabs below, so that the caret stands where the eye looks for it.
+    let pad: String = before[before.len() - lead..].iter().map(|&c| if c == '\t' { c } else { ' ' }).collect();
+    let pad_cut = " ".repeat(cut.chars().count());
+    write!(f, "\n  {cut}{shown}\n  {pad_cut}{pad}^")
 }

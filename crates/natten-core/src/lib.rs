@@ -14,6 +14,7 @@ pub mod geometry;
 mod marker;
 mod merge;
 mod problem;
+pub mod program;
 pub mod reference;
 mod role;
 mod tensor;
@@ -28,7 +29,7 @@ pub use error::{Error, Result};
 pub use marker::{MaybeSend, MaybeSync};
 pub use merge::{Partial, merge_attentions, merge_attentions_backward};
 pub use problem::{Op, OpRequest, Problem, ProblemBuilder, TensorSpec};
-pub use role::{Role, RoleSet};
+pub use role::{MAX_CAPTURES, Role, RoleSet};
 pub use tensor::{
     HostElement, HostSlice, HostSliceMut, HostTensor, Storage, Tensor, check_view, checked_len,
     contiguous_strides, is_injective,

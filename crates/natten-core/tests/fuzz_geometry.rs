@@ -72,7 +72,7 @@ fn problems_of_any_numbers_are_built_or_refused() {
             .relative_positional_bias(rpb)
             .build();
         let Ok(problem) = built else { return };
-        for request in [OpRequest::forward(), OpRequest::backward(&problem)] {
+        for request in [OpRequest::forward(&problem), OpRequest::backward(&problem)] {
             let specs = problem.tensors(&request).unwrap();
             assert!(specs.iter().all(|spec| spec.bytes() <= isize::MAX as usize));
         }

@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     for (name, window, heads, dim) in cases()? {
         let problem = Problem::builder(window, dtype).heads(heads).head_dim(dim).build()?;
         let mut tensors = BTreeMap::new();
-        for request in [OpRequest::forward(), OpRequest::backward(&problem)] {
+        for request in [OpRequest::forward(&problem), OpRequest::backward(&problem)] {
             let (seconds, useful, visited) = time(&cpu, &problem, &request, &mut tensors)?;
             println!(
                 "| {name} | {} | {:.2} | {:.1} | {:.1} | {:.0} % |",
@@ -72,7 +72,8 @@ fn time(
 ) -> Result<(f64, f64, f64)> {
     let plan = pollster::block_on(cpu.plan(problem, request, &PlanOptions::default()))?;
     for spec in plan.tensors() {
-        let number = |i: usize| ((i * 7919 + spec.role as usize * 131) % 1009) as f64 / 336.0 - 1.5;
+        let seed = Role::ALL.iter().position(|&role| role == spec.role).unwrap_or(0);
+        let number = |i: usize| ((i * 7919 + seed * 131) % 1009) as f64 / 336.0 - 1.5;
         if let Entry::Vacant(entry) = tensors.entry(spec.role) {
             entry.insert(HostTensor::from_fn(spec.dtype, &spec.shape, number)?.into());
         }

@@ -101,7 +101,7 @@ impl Backend for CpuBackend {
     }
 
     fn supports(&self, problem: &Problem, request: &OpRequest) -> Result<()> {
-        problem.tensors(request).map(|_| ())
+        CpuPlan::supports(problem, request)
     }
 
     fn plan<'a>(

@@ -12,7 +12,7 @@
 //! # fn main() -> natten_core::Result<()> {
 //! let window = Neighborhood::new(&[AxisParams::new(16, 5)])?;
 //! let problem = Problem::builder(window, DType::F32).heads(2).head_dim(8).build()?;
-//! let request = OpRequest::forward();
+//! let request = OpRequest::forward(&problem);
 //! let cpu = CpuBackend::new()?;
 //! let plan = pollster::block_on(cpu.plan(&problem, &request, &PlanOptions::default()))?;
 //! let plan = plan.as_any().downcast_ref::<CpuPlan>().expect("the CPU makes plans of its own");
@@ -32,11 +32,13 @@
 
 mod backend;
 mod element;
+mod engine;
 mod isa;
 mod kernel;
 mod lanes;
 mod plan;
 mod simd;
+mod softmax;
 mod tiling;
 mod tokens;
 mod view;

@@ -118,6 +118,7 @@ impl<'a> View<'a> {
             HostSlice::F32(data) => Self::new(data, shape, strides, offset),
             HostSlice::F16(data) => Self::new(data, shape, strides, offset),
             HostSlice::Bf16(data) => Self::new(data, shape, strides, offset),
+            HostSlice::I32(data) => Self::new(data, shape, strides, offset),
             other => Err(unknown_dtype(other.dtype())),
         }
     }
@@ -190,6 +191,7 @@ impl<'a> ViewMut<'a> {
             HostSliceMut::F32(data) => Self::new(data, shape, strides, offset),
             HostSliceMut::F16(data) => Self::new(data, shape, strides, offset),
             HostSliceMut::Bf16(data) => Self::new(data, shape, strides, offset),
+            HostSliceMut::I32(data) => Self::new(data, shape, strides, offset),
             other => Err(unknown_dtype(other.dtype())),
         }
     }
@@ -234,7 +236,7 @@ impl Default for ViewMut<'_> {
 }
 
 fn unknown_dtype(dtype: DType) -> Error {
-    Error::unsupported(crate::NAME, format!("dtype {dtype}"), "use f64, f32, f16 or bf16")
+    Error::unsupported(crate::NAME, format!("dtype {dtype}"), "use f64, f32, f16, bf16 or i32")
 }
 
 fn not_host() -> Error {

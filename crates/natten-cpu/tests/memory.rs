@@ -49,7 +49,7 @@ fn plan(problem: &Problem, request: &OpRequest) -> std::sync::Arc<dyn Plan> {
 #[test]
 fn runs_allocate_nothing() {
     let problem = problem(40);
-    for request in [OpRequest::forward(), OpRequest::backward(&problem)] {
+    for request in [OpRequest::forward(&problem), OpRequest::backward(&problem)] {
         let plan = plan(&problem, &request);
         let cpu = plan.as_any().downcast_ref::<CpuPlan>().unwrap();
         let mut tensors: Vec<HostTensor> = plan
@@ -82,7 +82,7 @@ fn workspace_grows_with_rows_alone() {
     let rows = (6400 - 64) * 24 * 2;
     assert!(large - small <= rows * size_of::<f32>() + 64, "{small} {large}");
     // Forward needs tiles alone, whatever the size.
-    let [small, large] = [64, 6400].map(|len| plan(&problem(len), &OpRequest::forward()).report().workspace);
+    let [small, large] = [64, 6400].map(|len| plan(&problem(len), &OpRequest::forward(&problem(len))).report().workspace);
     assert_eq!(small, large);
 }
 
@@ -90,7 +90,7 @@ fn workspace_grows_with_rows_alone() {
 fn what_cannot_be_had_is_an_error() {
     let window = Neighborhood::new(&[AxisParams::new(9, 3)]).unwrap();
     let problem = Problem::builder(window, DType::F32).batch(0).head_dim(1 << 56).build().unwrap();
-    for request in [OpRequest::forward(), OpRequest::backward(&problem)] {
+    for request in [OpRequest::forward(&problem), OpRequest::backward(&problem)] {
         let error = plan(&problem, &request).new_workspace().unwrap_err();
         assert!(matches!(error, natten_core::Error::OutOfMemory { .. }), "{error}");
     }

@@ -98,10 +98,10 @@ fn problems(dtype: DType) -> Vec<Problem> {
 #[test]
 fn every_instruction_set_matches_the_oracle() {
     let oracle = ReferenceBackend::new();
-    for dtype in DType::ALL {
+    for dtype in DType::FLOATS {
         let tolerance = 64.0 * dtype.roundoff();
         for problem in problems(dtype) {
-            let forward = OpRequest::forward();
+            let forward = OpRequest::forward(&problem);
             let given = inputs(&problem, &forward, &[]).unwrap();
             let expected = run(&oracle, &problem, &forward, &given).unwrap();
             let backward = OpRequest::backward(&problem).with_grad_logsumexp(true);

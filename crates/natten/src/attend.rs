@@ -318,7 +318,7 @@ impl<'a, T: HostElement> Attention<'a, T> {
     /// As [`problem`](Self::problem), and whatever the device says.
     pub fn forward(&self) -> Result<Forward<T>> {
         let problem = self.problem()?;
-        let mut results = self.run(&problem, &OpRequest::forward(), BTreeMap::new())?;
+        let mut results = self.run(&problem, &OpRequest::forward(&problem), BTreeMap::new())?;
         Ok(Forward {
             output: numbers(&mut results, Role::Output)?,
             logsumexp: take(&mut results, Role::Logsumexp)?,

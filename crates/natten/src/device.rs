@@ -98,7 +98,7 @@ impl Device {
         for spec in specs.iter().filter(|spec| !spec.is_output) {
             let host = inputs.get(&spec.role).ok_or_else(|| {
                 Error::invalid(
-                    spec.name(),
+                    spec.name.clone(),
                     "missing",
                     format!("{} needs it, of shape {:?}", request.op, spec.shape),
                     "give this tensor",

@@ -64,7 +64,7 @@ fn on_cpu<T: HostElement>(
         .map(|spec| match operands.get(&spec.role) {
             Some(Operand::Numbers(array)) => View::try_from(array.view()),
             Some(Operand::Rows(rows)) => View::of_host(rows),
-            None => Err(missing(spec.role)),
+            None => Err(missing(spec)),
         })
         .collect::<Result<Vec<_>>>()?;
     let outputs = specs.iter().filter(|spec| spec.is_output);
@@ -75,6 +75,6 @@ fn on_cpu<T: HostElement>(
 }
 
 #[cfg(feature = "cpu")]
-fn missing(role: Role) -> natten_core::Error {
-    natten_core::Error::invalid(role.name(), "missing", "the operation needs it", "give this tensor")
+fn missing(spec: &natten_core::TensorSpec) -> natten_core::Error {
+    natten_core::Error::invalid(spec.name.clone(), "missing", "the operation needs it", "give this tensor")
 }

@@ -63,7 +63,7 @@ impl Denoiser {
             .relative_positional_bias(true)
             .scale(Some(SCALE))
             .build()?;
-        let request = OpRequest::forward().wanting([Role::Output]);
+        let request = OpRequest::forward(&problem).wanting([Role::Output]);
         let plan = device.plan(&problem, &request, &PlanOptions::default())?;
         Ok(Self { device, plan, strips, problem })
     }

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &RunArgs, registry: &Registry) -> Result<()> {
     let (mut inputs, dtype) = load(args, &TensorFile::read(&args.input)?)?;
     let problem = problem::describe(args, &inputs, dtype)?;
     // All inputs are checked before the first operation runs, which may take long.
-    let forward = OpRequest::forward();
+    let forward = OpRequest::forward(&problem);
     let backward =
         OpRequest::backward(&problem).with_grad_logsumexp(inputs.contains_key(&Role::GradLogsumexp));
     problem::check(&problem, &forward, &inputs)?;

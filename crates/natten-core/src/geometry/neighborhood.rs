@@ -122,6 +122,43 @@ impl Neighborhood {
         self.axes.iter().map(Axis::useful_pairs).fold(1, u128::saturating_mul)
     }
 
+    /// The slot of a key among the attention weights of a query, both as token coordinates on the three padded axes;
+    /// None where the query does not see the key.
+    ///
+    /// Slots are those of NATTEN 0.17's unfused operations: [`window_len`](Self::window_len) a query, in row-major order
+    /// of the key's number in the query's window axis by axis, counted from the window's first key. A causal window is
+    /// cut off at its end, so that slots without a key come last along each axis.
+    pub fn slot_of(&self, query: [usize; MAX_RANK], key: [usize; MAX_RANK]) -> Option<usize> {
+        let mut slot = 0;
+        for (a, axis) in self.axes.iter().enumerate() {
+            let (query_group, query) = axis.locate(query[a]);
+            let (key_group, key) = axis.locate(key[a]);
+            let window = axis.window(query_group, query);
+            if query_group != key_group || !window.contains(&key) {
+                return None;
+            }
+            slot = slot * axis.window_len() + (key - window.start);
+        }
+        Some(slot)
+    }
+
+    /// The key of a slot of a query, as token coordinates on the three padded axes: the inverse of
+    /// [`slot_of`](Self::slot_of). None where the slot has no key.
+    pub fn key_of(&self, query: [usize; MAX_RANK], mut slot: usize) -> Option<[usize; MAX_RANK]> {
+        let mut found = [0; MAX_RANK];
+        for (a, axis) in self.axes.iter().enumerate().rev() {
+            let (group, position) = axis.locate(query[a]);
+            let window = axis.window(group, position);
+            let offset = slot % axis.window_len();
+            slot /= axis.window_len();
+            if offset >= window.len() {
+                return None;
+            }
+            found[a] = axis.token(group, window.start + offset);
+        }
+        (slot == 0).then_some(found)
+    }
+
     /// Whether a query sees a key, both as token coordinates on the three padded axes. For tests and dense loops;
     /// kernels walk [`Tiles`](super::Tiles).
     pub fn sees(&self, query: [usize; MAX_RANK], key: [usize; MAX_RANK]) -> bool {
@@ -207,6 +244,45 @@ mod tests {
         // Only the kernel is tied to the table: a dilation may shrink.
         let dilated = [AxisParams::new(10, 3).dilation(9)];
         assert!(Neighborhood::fit(&dilated, true).is_ok());
+    }
+
+    /// Every visible key has one slot and every slot at most one key, in row-major order; others have none.
+    #[test]
+    fn slots_and_keys_are_one_to_one() {
+        let window = |axes: &[AxisParams]| Neighborhood::new(axes).unwrap();
+        let cases = [
+            window(&[AxisParams::new(7, 4).causal(true)]),
+            window(&[AxisParams::new(7, 3).dilation(2), AxisParams::new(5, 4).stride(3).causal(true)]),
+            window(&[AxisParams::new(3, 2), AxisParams::new(4, 3).causal(true), AxisParams::new(5, 5)]),
+            Neighborhood::full(5, 3, Some(Alignment::BottomRight)).unwrap(),
+            Neighborhood::full(2, 6, None).unwrap(),
+        ];
+        for n in cases {
+            let tokens = |shape: [usize; 3]| -> Vec<[usize; 3]> {
+                let [z, y, x] = shape;
+                (0..z * y * x).map(|i| [i / (x * y), i / x % y, i % x]).collect()
+            };
+            let keys = tokens(n.axes().map(|axis| axis.key_len()));
+            for query in tokens(n.axes().map(|axis| axis.query_len())) {
+                let seen: Vec<_> = keys.iter().filter(|&&key| n.sees(query, key)).copied().collect();
+                let slots: Vec<_> = (0..n.window_len()).filter_map(|slot| n.key_of(query, slot)).collect();
+                assert_eq!(slots, seen, "{n:?} {query:?}");
+                for &key in &keys {
+                    let slot = n.slot_of(query, key);
+                    assert_eq!(slot.is_some(), seen.contains(&key), "{n:?} {query:?} {key:?}");
+                    assert_eq!(slot.and_then(|slot| n.key_of(query, slot)), slot.map(|_| key));
+                }
+                assert_eq!(n.key_of(query, n.window_len()), None);
+            }
+        }
+    }
+
+    #[test]
+    fn causal_slots_begin_with_the_oldest_key() {
+        let n = Neighborhood::new(&[AxisParams::new(7, 4).causal(true)]).unwrap();
+        let keys = |query| (0..4).map(|slot| n.key_of([0, 0, query], slot).map(|key| key[2])).collect::<Vec<_>>();
+        assert_eq!(keys(1), [Some(0), Some(1), None, None]);
+        assert_eq!(keys(5), [Some(2), Some(3), Some(4), Some(5)]);
     }
 
     #[test]

@@ -126,6 +126,7 @@ impl Plan for ReferencePlan {
         let results = match self.request.op {
             Op::Forward => dense::forward(&self.problem, &widened),
             Op::Backward => dense::backward(&self.problem, &widened),
+            op => return Err(Error::unsupported(NAME, op.name(), "it is not there yet")),
         };
         let output_specs = self.tensors.iter().filter(|spec| spec.is_output);
         for (spec, tensor) in output_specs.zip(bindings.outputs) {

@@ -12,6 +12,8 @@ pub(crate) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 
+use natten_core::DType;
+
 use crate::element::Real;
 
 /// An instruction set: its vectors of either type.
@@ -22,6 +24,20 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
 
 /// The most lanes that work side by side: two vectors of the widest instruction set, in its narrowest type.
 pub(crate) const MAX_WIDTH: usize = 32;
+
+/// Lanes of a vector of the type that `dtype` is computed in.
+pub(crate) fn lanes(isa: crate::Isa, dtype: DType) -> usize {
+    fn of<I: Isa>(dtype: DType) -> usize {
+        if dtype == DType::F64 { <I::F64 as Simd>::LANES } else { <I::F32 as Simd>::LANES }
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        crate::Isa::Avx512 => of::<Avx512>(dtype),
+        #[cfg(target_arch = "x86_64")]
+        crate::Isa::Avx2 => of::<Avx2>(dtype),
+        _ => of::<Portable>(dtype),
+    }
+}
 
 /// Vectors of one type on one instruction set.
 ///

@@ -2,131 +2,36 @@
 //! wanted, and [`Problem::tensors`] lists every tensor that goes in and comes out. The command line's file names, the
 //! conformance suite and the backends all take names and shapes from there.
 //!
-//! Layouts are heads-last. With `X` the token grid (one to three axes, `Xk` for keys where lengths differ):
+//! Layouts are heads-last, but for the attention weights. With `X` the token grid (one to three axes, `Xk` for keys
+//! where lengths differ):
 //!
 //! | tensor | shape |
 //! |---|---|
-//! | `query`, `grad_query` | `[B, *X, Hq, D]` |
-//! | `key`, `grad_key` | `[B, *Xk, Hkv, D]` |
-//! | `value`, `grad_value` | `[B, *Xk, Hkv, Dv]` |
-//! | `output`, `grad_output` | `[B, *X, Hq, Dv]` |
-//! | `logsumexp`, `grad_logsumexp` | `[B, *X, Hq]`, f32, or f64 with f64 |
+//! | `query` | `[B, *X, Hq, D]` |
+//! | `key` | `[B, *Xk, Hkv, D]` |
+//! | `value` | `[B, *Xk, Hkv, Dv]` |
+//! | `output` | `[B, *X, Hq, Dv]` |
+//! | `logsumexp` | `[B, *X, Hq]`, f32, or f64 with f64 |
 //! | `additional_key`, `additional_value` | `[B, N, Hkv, D]`, `[B, N, Hkv, Dv]` |
 //! | `rpb` | `[Hq, 2*k-1, …]`, one extent a window axis |
+//! | `initial_state`, `final_state` | `[B, Hq, D, Dv]`, f32, or f64 with f64 |
+//! | `attention` | `[B, Hq, *X, prod(k) + N]`, heads first; slots as in [`Neighborhood::slot_of`] |
+//! | a captured tensor | as the program says, and of its dtype |
+//!
+//! `grad_`, `tangent_` and `grad2_` of a tensor have its shape and dtype.
 
-use std::fmt;
+mod request;
+mod tensors;
 
+use std::sync::Arc;
+
+pub use self::request::{Op, OpRequest};
+pub use self::tensors::TensorSpec;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::geometry::Neighborhood;
-use crate::role::{Role, RoleSet};
-
-/// An operation on a [`Problem`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Op {
-    /// `output` and `logsumexp` from the inputs.
-    Forward,
-    /// Gradients of the inputs from `grad_output`, and optionally `grad_logsumexp`, with the `output` and `logsumexp`
-    /// of the forward pass.
-    Backward,
-}
-
-impl Op {
-    /// The operation's name on the command line and in reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Forward => "forward",
-            Self::Backward => "backward",
-        }
-    }
-}
-
-impl fmt::Display for Op {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// An operation, which of its results are wanted, and which optional inputs are given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct OpRequest {
-    /// The operation.
-    pub op: Op,
-    /// The results to compute. What is not wanted costs nothing.
-    pub wants: RoleSet,
-    /// Whether backward gets a cotangent of the logsumexp. Absent means zero.
-    pub grad_logsumexp: bool,
-}
-
-impl OpRequest {
-    /// The forward pass, output and logsumexp.
-    pub fn forward() -> Self {
-        Self {
-            op: Op::Forward,
-            wants: [Role::Output, Role::Logsumexp].into_iter().collect(),
-            grad_logsumexp: false,
-        }
-    }
-
-    /// The backward pass, with the gradient of every input that `problem` has.
-    pub fn backward(problem: &Problem) -> Self {
-        let wants = Role::ALL
-            .into_iter()
-            .filter(|role| role.gradient_of().is_some_and(|input| problem.has_input(input)))
-            .collect();
-        Self { op: Op::Backward, wants, grad_logsumexp: false }
-    }
-
-    /// The same operation with other results wanted.
-    #[must_use]
-    pub fn wanting(self, wants: impl IntoIterator<Item = Role>) -> Self {
-        Self { wants: wants.into_iter().collect(), ..self }
-    }
-
-    /// The same operation, with `grad_logsumexp` among its inputs or not.
-    #[must_use]
-    pub const fn with_grad_logsumexp(self, given: bool) -> Self {
-        Self { grad_logsumexp: given, ..self }
-    }
-}
-
-/// A tensor of an operation: what it is, its shape and its dtype.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TensorSpec {
-    /// What the tensor is.
-    pub role: Role,
-    /// Whether the operation writes it.
-    pub is_output: bool,
-    /// Its extents.
-    pub shape: Vec<usize>,
-    /// Its element type.
-    pub dtype: DType,
-}
-
-impl TensorSpec {
-    /// The tensor's name.
-    pub const fn name(&self) -> &'static str {
-        self.role.name()
-    }
-
-    /// The number of elements.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether there is no element, as with batch 0.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Bytes of a contiguous tensor.
-    pub fn bytes(&self) -> usize {
-        self.len() * self.dtype.size()
-    }
-}
+use crate::geometry::{Alignment, Neighborhood};
+use crate::program::Program;
+use crate::role::Role;
 
 /// One attention: shapes, dtype, who sees whom. Checked when built, so that what has a `Problem` is well-formed.
 ///
@@ -136,7 +41,7 @@ impl TensorSpec {
 /// # fn main() -> natten_core::Result<()> {
 /// let window = Neighborhood::new(&[AxisParams::new(56, 7), AxisParams::new(56, 7)])?;
 /// let problem = Problem::builder(window, DType::F32).batch(2).heads(4).head_dim(32).build()?;
-/// let output = &problem.tensors(&OpRequest::forward())?[3];
+/// let output = &problem.tensors(&OpRequest::forward(&problem))?[3];
 /// assert_eq!((output.name(), &output.shape[..]), ("output", &[2, 56, 56, 4, 32][..]));
 /// # Ok(())
 /// # }
@@ -153,6 +58,8 @@ pub struct Problem {
     additional: usize,
     has_rpb: bool,
     scale: f64,
+    program: Arc<Program>,
+    initial_state: bool,
 }
 
 /// Collects what a [`Problem`] is; [`build`](Self::build) checks it.
@@ -169,6 +76,8 @@ pub struct ProblemBuilder {
     additional: usize,
     has_rpb: bool,
     scale: Option<f64>,
+    program: Option<Arc<Program>>,
+    initial_state: bool,
 }
 
 impl ProblemBuilder {
@@ -222,12 +131,25 @@ impl ProblemBuilder {
         self
     }
 
+    /// What the attention computes of its scores. Default: softmax.
+    pub fn program(mut self, program: impl Into<Arc<Program>>) -> Self {
+        self.program = Some(program.into());
+        self
+    }
+
+    /// Whether a recurrence starts from a given state. Default no: from zero.
+    pub const fn initial_state(mut self, is_given: bool) -> Self {
+        self.initial_state = is_given;
+        self
+    }
+
     /// Checks everything.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for zero heads or head dims, heads that do not divide, a scale that is not finite, a bias
-    /// without a window, and sizes whose bytes overflow.
+    /// [`Error::Invalid`] for a dtype that is not of floats, zero heads or head dims, heads that do not divide, a scale
+    /// that is not finite, a bias without a window, a program of another rank, a recurrence that is not causal attention of one sequence, and sizes whose bytes overflow.
     pub fn build(self) -> Result<Problem> {
+        let rank = self.neighborhood.rank();
         let problem = Problem {
             heads_kv: self.heads_kv.unwrap_or(self.heads),
             head_dim_v: self.head_dim_v.unwrap_or(self.head_dim),
@@ -239,6 +161,8 @@ impl ProblemBuilder {
             head_dim: self.head_dim,
             additional: self.additional,
             has_rpb: self.has_rpb,
+            program: self.program.unwrap_or_else(|| Arc::new(Program::softmax(rank))),
+            initial_state: self.initial_state,
         };
         problem.check()?;
         Ok(problem)
@@ -259,10 +183,20 @@ impl Problem {
             additional: 0,
             has_rpb: false,
             scale: None,
+            program: None,
+            initial_state: false,
         }
     }
 
     fn check(&self) -> Result<()> {
+        if !self.dtype.is_float() {
+            return Err(Error::invalid(
+                "dtype",
+                self.dtype,
+                "attention is of floating-point numbers",
+                "use f64, f32, f16 or bf16; integers can be captured by a program",
+            ));
+        }
         for (name, value) in [
             ("heads", self.heads),
             ("heads_kv", self.heads_kv),
@@ -297,21 +231,46 @@ impl Problem {
                 "use a neighborhood whose kernel_size is the whole axis, or leave the bias out",
             ));
         }
-        for role in Role::ALL {
-            let shape = self.shape(role);
-            let bytes = shape
-                .iter()
-                .filter(|&&extent| extent != 0)
-                .try_fold(self.dtype_of(role).size(), |bytes, &extent| bytes.checked_mul(extent))
-                .filter(|&bytes| bytes <= isize::MAX as usize);
-            if bytes.is_none() {
-                return Err(Error::invalid(
-                    role.name(),
-                    format!("{shape:?}"),
-                    "its size in bytes overflows the address space",
-                    "check the shape, or split the work over the batch or the heads",
-                ));
-            }
+        self.check_program()?;
+        // The attention weights are checked where they are asked for: fused operations do not have them.
+        for role in Role::ALL.into_iter().filter(|&role| self.has(role)) {
+            self.check_bytes(role)?;
+        }
+        Ok(())
+    }
+
+    fn check_program(&self) -> Result<()> {
+        if self.program.rank() != self.neighborhood.rank() {
+            return Err(Error::invalid(
+                "program",
+                format!("of {} axes", self.program.rank()),
+                format!("the neighborhood has {}", self.neighborhood.rank()),
+                "make the program for this number of axes",
+            ));
+        }
+        if self.program.decay().is_none() {
+            return match self.initial_state {
+                false => Ok(()),
+                true => Err(Error::invalid(
+                    "initial_state",
+                    "given",
+                    "only a recurrence has a state, and the program has no decay",
+                    "leave it out, or give the program a decay",
+                )),
+            };
+        }
+        let axes = self.neighborhood.user_axes();
+        let is_sequence = axes.len() == 1
+            && axes[0].alignment() == Some(Alignment::TopLeft)
+            && axes[0].query_len() == axes[0].key_len();
+        if !is_sequence || self.has_rpb || self.additional > 0 {
+            return Err(Error::invalid(
+                "program",
+                "a recurrence",
+                "it runs over one sequence: causal (top-left) ordinary attention of equal query and key lengths, \
+                 without rpb and additional tokens",
+                "use Neighborhood::full(len, len, Some(Alignment::TopLeft))",
+            ));
         }
         Ok(())
     }
@@ -371,89 +330,19 @@ impl Problem {
         self.scale
     }
 
-    /// Whether `role` is among this problem's inputs.
-    pub const fn has_input(&self, role: Role) -> bool {
-        match role {
-            Role::Query | Role::Key | Role::Value => true,
-            Role::Rpb => self.has_rpb,
-            Role::AdditionalKey | Role::AdditionalValue => self.additional > 0,
-            _ => false,
-        }
+    /// What the attention computes of its scores.
+    pub fn program(&self) -> &Program {
+        &self.program
     }
 
-    /// The shape that a tensor of this problem has.
-    pub fn shape(&self, role: Role) -> Vec<usize> {
-        let tokens = |grid: Vec<usize>, rest: &[usize]| [&[self.batch], &grid[..], rest].concat();
-        let queries = || self.neighborhood.query_shape();
-        let keys = || self.neighborhood.key_shape();
-        match role {
-            Role::Query | Role::GradQuery => tokens(queries(), &[self.heads, self.head_dim]),
-            Role::Key | Role::GradKey => tokens(keys(), &[self.heads_kv, self.head_dim]),
-            Role::Value | Role::GradValue => tokens(keys(), &[self.heads_kv, self.head_dim_v]),
-            Role::Output | Role::GradOutput => tokens(queries(), &[self.heads, self.head_dim_v]),
-            Role::Logsumexp | Role::GradLogsumexp => tokens(queries(), &[self.heads]),
-            Role::AdditionalKey | Role::GradAdditionalKey => {
-                vec![self.batch, self.additional, self.heads_kv, self.head_dim]
-            }
-            Role::AdditionalValue | Role::GradAdditionalValue => {
-                vec![self.batch, self.additional, self.heads_kv, self.head_dim_v]
-            }
-            Role::Rpb | Role::GradRpb => {
-                let offsets = self.neighborhood.kernel_size().into_iter().map(|k| k.saturating_mul(2) - 1);
-                std::iter::once(self.heads).chain(offsets).collect()
-            }
-        }
+    /// Whether the row function has a logsumexp.
+    pub fn has_logsumexp(&self) -> bool {
+        self.program.decay().is_none() && self.program.logsumexp().is_some()
     }
 
-    /// The dtype that a tensor of this problem has.
-    pub const fn dtype_of(&self, role: Role) -> DType {
-        match role {
-            Role::Logsumexp | Role::GradLogsumexp => self.dtype.accumulator(),
-            _ => self.dtype,
-        }
-    }
-
-    /// Every tensor of an operation: inputs, then the wanted outputs, each in the order of [`Role::ALL`].
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] where nothing is wanted, or something that the operation or the problem does not have.
-    pub fn tensors(&self, request: &OpRequest) -> Result<Vec<TensorSpec>> {
-        if request.wants.is_empty() {
-            return Err(Error::invalid(
-                "wants",
-                "empty",
-                format!("{} must be asked for at least one result", request.op),
-                "use OpRequest::forward() or OpRequest::backward(&problem)",
-            ));
-        }
-        for role in request.wants.iter() {
-            let offered = match request.op {
-                Op::Forward => matches!(role, Role::Output | Role::Logsumexp),
-                Op::Backward => role.gradient_of().is_some_and(|input| self.has_input(input)),
-            };
-            if !offered {
-                return Err(Error::invalid(
-                    "wants",
-                    role,
-                    format!("{} of this problem has no such result", request.op),
-                    "ask for a gradient only of an input that the problem has",
-                ));
-            }
-        }
-        let is_input = |role: Role| match role {
-            Role::Output | Role::Logsumexp | Role::GradOutput => request.op == Op::Backward,
-            Role::GradLogsumexp => request.op == Op::Backward && request.grad_logsumexp,
-            _ => self.has_input(role),
-        };
-        let spec = |role, is_output| TensorSpec {
-            role,
-            is_output,
-            shape: self.shape(role),
-            dtype: self.dtype_of(role),
-        };
-        let inputs = Role::ALL.into_iter().filter(|&role| is_input(role)).map(|role| spec(role, false));
-        let outputs = request.wants.iter().map(|role| spec(role, true));
-        Ok(inputs.chain(outputs).collect())
+    /// Whether a recurrence starts from a given state.
+    pub const fn has_initial_state(&self) -> bool {
+        self.initial_state
     }
 
     /// Visible (query, key) pairs, additional keys counted, over batch and heads.
@@ -463,12 +352,19 @@ impl Problem {
         pairs.saturating_mul(self.batch as u128 * self.heads as u128)
     }
 
-    /// Floating-point operations a visible pair: two matrix products forward, five backward, a multiply and an add each.
+    /// Floating-point operations a visible pair, those of matrix products, a multiply and an add each: two products
+    /// forward, five backward; a product's tangent is two products, beside the product where it is needed itself.
     pub const fn flops_per_pair(&self, op: Op) -> u128 {
         let (dim, dim_v) = (self.head_dim as u128, self.head_dim_v as u128);
         match op {
             Op::Forward => 2 * (dim + dim_v),
+            Op::ForwardJvp => 2 * (3 * dim + 3 * dim_v),
             Op::Backward => 2 * (3 * dim + 2 * dim_v),
+            Op::BackwardJvp => 2 * (7 * dim + 8 * dim_v),
+            Op::Qk => 2 * dim,
+            Op::QkJvp | Op::QkBackward => 4 * dim,
+            Op::Av => 2 * dim_v,
+            Op::AvJvp | Op::AvBackward => 4 * dim_v,
         }
     }
 }
@@ -487,7 +383,7 @@ mod tests {
             .tensors(request)
             .unwrap()
             .into_iter()
-            .map(|s| (s.name(), s.shape.clone(), s.is_output))
+            .map(|s| (s.role.name(), s.shape.clone(), s.is_output))
             .collect()
     }
 
@@ -503,7 +399,7 @@ mod tests {
             .relative_positional_bias(true)
             .build()
             .unwrap();
-        let forward = shapes(&problem, &OpRequest::forward());
+        let forward = shapes(&problem, &OpRequest::forward(&problem));
         let expected = [
             ("query", vec![2, 6, 7, 4, 8], false),
             ("key", vec![2, 6, 7, 2, 8], false),
@@ -562,8 +458,8 @@ mod tests {
         let problem = Problem::builder(window(), DType::F32).build().unwrap();
         for request in [
             OpRequest::backward(&problem).wanting([Role::GradRpb]),
-            OpRequest::forward().wanting([Role::GradQuery]),
-            OpRequest::forward().wanting([]),
+            OpRequest::forward(&problem).wanting([Role::GradQuery]),
+            OpRequest::forward(&problem).wanting([]),
         ] {
             assert!(problem.tensors(&request).is_err(), "{request:?}");
         }
