@@ -38,33 +38,33 @@ pub(crate) trait Engine: Debug + Send + Sync {
     fn config(&self) -> Vec<(String, String)>;
 
     /// Runs on tensors that were checked against the plan, in a workspace of `lines()`. Allocates nothing.
-    fn run(&self, tensors: &mut Tensors<'_, '_>, memory: &mut [Line]);
+    fn run(&self, tensors: &mut Tensors<'_, '_, '_>, memory: &mut [Line]);
 }
 
 /// The tensors of a run, by role.
 #[derive(Debug)]
-pub(crate) struct Tensors<'a, 'v> {
-    inputs: (&'a [TensorSpec], &'a [View<'v>]),
-    outputs: (&'a [TensorSpec], &'a mut [ViewMut<'v>]),
+pub(crate) struct Tensors<'a, 'i, 'o> {
+    inputs: (&'a [TensorSpec], &'a [View<'i>]),
+    outputs: (&'a [TensorSpec], &'a mut [ViewMut<'o>]),
 }
 
-impl<'a, 'v> Tensors<'a, 'v> {
+impl<'a, 'i, 'o> Tensors<'a, 'i, 'o> {
     /// The tensors that `specs`, inputs first, list.
     pub(crate) fn new(
         specs: (&'a [TensorSpec], &'a [TensorSpec]),
-        inputs: &'a [View<'v>],
-        outputs: &'a mut [ViewMut<'v>],
+        inputs: &'a [View<'i>],
+        outputs: &'a mut [ViewMut<'o>],
     ) -> Self {
         Self { inputs: (specs.0, inputs), outputs: (specs.1, outputs) }
     }
 
     /// An input, if the operation has it.
-    pub(crate) fn input(&self, role: Role) -> Option<&'a View<'v>> {
+    pub(crate) fn input(&self, role: Role) -> Option<&'a View<'i>> {
         self.inputs.0.iter().position(|spec| spec.role == role).map(|at| &self.inputs.1[at])
     }
 
     /// An output, if it is wanted.
-    pub(crate) fn output(&mut self, role: Role) -> Option<&mut ViewMut<'v>> {
+    pub(crate) fn output(&mut self, role: Role) -> Option<&mut ViewMut<'o>> {
         let at = self.outputs.0.iter().position(|spec| spec.role == role)?;
         Some(&mut self.outputs.1[at])
     }

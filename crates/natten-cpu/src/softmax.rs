@@ -86,7 +86,7 @@ impl Softmax {
         coverage_of(&self.problem, &self.queries.tiles)
     }
 
-    fn run_typed<R: Real>(&self, tensors: &mut Tensors<'_, '_>, memory: &mut [Line]) {
+    fn run_typed<R: Real>(&self, tensors: &mut Tensors<'_, '_, '_>, memory: &mut [Line]) {
         let (delta, rest) = memory.split_at_mut(self.layout.delta);
         let (tables, rest) = rest.split_at_mut(self.layout.tables);
         let scratch = &mut rest[..self.layout.scratch * self.layout.threads];
@@ -107,7 +107,7 @@ impl Softmax {
     /// The run's tensors, found in the views by role.
     fn kernel<R: Real>(
         &self,
-        tensors: &mut Tensors<'_, '_>,
+        tensors: &mut Tensors<'_, '_, '_>,
         delta: &mut [R],
         tables: &mut [f64],
     ) -> Kernel<'_, R> {
@@ -169,7 +169,7 @@ impl Softmax {
     }
 
     /// Sums the partial tables of the bias gradient, in their order.
-    fn sum_tables<R: Real>(&self, tables: &[f64], tensors: &mut Tensors<'_, '_>) {
+    fn sum_tables<R: Real>(&self, tables: &[f64], tensors: &mut Tensors<'_, '_, '_>) {
         let Some(view) = tensors.output(Role::GradRpb) else { return };
         let (heads, parts) = (self.problem.heads(), bias_partials_per_head(self.problem.heads()));
         let entries: usize = view.shape()[1..].iter().product();
@@ -202,7 +202,7 @@ impl Engine for Softmax {
         config
     }
 
-    fn run(&self, tensors: &mut Tensors<'_, '_>, memory: &mut [Line]) {
+    fn run(&self, tensors: &mut Tensors<'_, '_, '_>, memory: &mut [Line]) {
         match self.problem.dtype() {
             DType::F64 => self.run_typed::<f64>(tensors, memory),
             _ => self.run_typed::<f32>(tensors, memory),

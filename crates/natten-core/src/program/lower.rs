@@ -172,7 +172,7 @@ impl Lowered {
             }
         };
 
-        let mut push = |g: &mut Graph, value: Expr| Pushed { value, tangent: tangent_of(g, value, given) };
+        let push = |g: &mut Graph, value: Expr| Pushed { value, tangent: tangent_of(g, value, given) };
         let score = push(g, x);
         let stages = elements
             .iter()

@@ -57,7 +57,7 @@ pub const PRESETS: &[Preset] = &[
 ///
 /// # Errors
 /// [`Error::Invalid`] where the preset does not have this option.
-pub fn text_of(spec: &str) -> Result<Option<String>> {
+pub(super) fn text_of(spec: &str) -> Result<Option<String>> {
     let (name, option) = spec.split_once(':').map_or((spec, None), |(name, option)| (name, Some(option)));
     let Some(preset) = PRESETS.iter().find(|preset| preset.name == name.trim()) else { return Ok(None) };
     let refuse = |rule: String| {
