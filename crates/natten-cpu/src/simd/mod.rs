@@ -3,11 +3,13 @@
 //! of the `#[target_feature]` function at its root.
 
 mod gemm;
+mod integers;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub(crate) use gemm::{Extents, Left};
+pub(crate) use integers::Integers;
 pub(crate) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
@@ -51,6 +53,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     /// A truth value a lane.
     type M: Copy;
+    /// An integer a lane.
+    type I: Integers;
 
     /// Elements of a vector.
     const LANES: usize;
@@ -77,8 +81,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The mantissa in [1, 2) and the exponent of positive finite numbers, subnormal ones too; anything else gives
     /// anything.
     unsafe fn split(a: Self::V) -> (Self::V, Self::V);
-    /// `LANES` integers as numbers.
-    unsafe fn from_integers(from: *const i32) -> Self::V;
+    /// Integers as numbers.
+    unsafe fn from_integers(from: Self::I) -> Self::V;
     /// `a > b ? a : b`: `b` where either is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// `a < b ? a : b`: `b` where either is NaN.
@@ -96,10 +100,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn blend(which: Self::M, a: Self::V, b: Self::V) -> Self::V;
     /// Bit `i` is lane `i`; no other is set.
     unsafe fn bits(which: Self::M) -> u32;
-    /// Bit `i` tells whether integer `i` of `LANES` is less.
-    unsafe fn integers_lt(a: *const i32, b: *const i32) -> u32;
-    /// Bit `i` tells whether integers `i` of `LANES` are equal.
-    unsafe fn integers_eq(a: *const i32, b: *const i32) -> u32;
 
     /// Runs `work` out of line, in a function that is compiled with the instruction set's features: for what is called
     /// from many places, or too large to be compiled into each.

@@ -23,6 +23,7 @@ macro_rules! array {
             type T = $type;
             type V = [$type; $lanes];
             type M = [bool; $lanes];
+            type I = [i32; $lanes];
 
             const LANES: usize = $lanes;
             const ROWS: usize = 4;
@@ -108,9 +109,8 @@ macro_rules! array {
             }
 
             #[inline(always)]
-            unsafe fn from_integers(from: *const i32) -> Self::V {
-                // SAFETY: the caller gives `LANES` readable integers.
-                unsafe { from.cast::<[i32; $lanes]>().read_unaligned() }.map(|i| i as $type)
+            unsafe fn from_integers(from: Self::I) -> Self::V {
+                from.map(|i| i as $type)
             }
 
             #[inline(always)]
@@ -169,18 +169,6 @@ macro_rules! array {
             #[inline(always)]
             unsafe fn bits(which: Self::M) -> u32 {
                 (0..$lanes).fold(0, |bits, i| bits | u32::from(which[i]) << i)
-            }
-
-            #[inline(always)]
-            unsafe fn integers_lt(a: *const i32, b: *const i32) -> u32 {
-                // SAFETY: the caller gives `LANES` readable integers at both.
-                unsafe { (0..$lanes).fold(0, |bits, i| bits | u32::from(*a.add(i) < *b.add(i)) << i) }
-            }
-
-            #[inline(always)]
-            unsafe fn integers_eq(a: *const i32, b: *const i32) -> u32 {
-                // SAFETY: the caller gives `LANES` readable integers at both.
-                unsafe { (0..$lanes).fold(0, |bits, i| bits | u32::from(*a.add(i) == *b.add(i)) << i) }
             }
 
             #[inline(never)]

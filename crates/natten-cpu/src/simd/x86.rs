@@ -117,49 +117,18 @@ unsafe fn split_pd(a: __m256d) -> (__m256d, __m256d) {
     }
 }
 
-#[inline(always)]
-unsafe fn load_16(from: *const i32) -> __m512i {
-    // SAFETY: the caller's processor has AVX-512, and there are 16 integers.
-    unsafe { _mm512_loadu_si512(from.cast()) }
-}
-
-#[inline(always)]
-unsafe fn load_8(from: *const i32) -> __m256i {
-    // SAFETY: the caller's processor has AVX2, and there are 8 integers.
-    unsafe { _mm256_loadu_si256(from.cast()) }
-}
-
-#[inline(always)]
-unsafe fn load_4(from: *const i32) -> __m128i {
-    // SAFETY: there are 4 integers.
-    unsafe { _mm_loadu_si128(from.cast()) }
-}
-
-/// The sign bits.
-#[inline(always)]
-unsafe fn bits_8(of: __m256i) -> u32 {
-    // SAFETY: the caller's processor has AVX2.
-    unsafe { _mm256_movemask_ps(_mm256_castsi256_ps(of)).cast_unsigned() }
-}
-
-/// The sign bits.
-#[inline(always)]
-unsafe fn bits_4(of: __m128i) -> u32 {
-    // SAFETY: every x86-64 processor has SSE2.
-    unsafe { _mm_movemask_ps(_mm_castsi128_ps(of)).cast_unsigned() }
-}
-
 macro_rules! vector {
     (
-        $isa:ty, $features:literal, $type:ty, $vector:ty, $mask:ty, $lanes:literal, $rows:literal, $splat:ident, $load:ident,
+        $isa:ty, $features:literal, $type:ty, $vector:ty, $mask:ty, $integers:ty, $lanes:literal, $rows:literal, $splat:ident, $load:ident,
         $store:ident, $add:ident, $sub:ident, $mul:ident, $mul_add:ident, $div:ident, $sqrt:ident, $max:ident,
         $min:ident, $floor:path, $round:path, $scale:path, $split:expr, $abs:expr, $with_sign:expr, $select:expr,
-        $compare:ident, $blend:expr, $bits:expr, $from_integers:expr, $integers_lt:expr, $integers_eq:expr
+        $compare:ident, $blend:expr, $bits:expr, $from_integers:expr
     ) => {
         impl Simd for Vector<$isa, $type> {
             type T = $type;
             type V = $vector;
             type M = $mask;
+            type I = $integers;
 
             const LANES: usize = $lanes;
             const ROWS: usize = $rows;
@@ -243,8 +212,8 @@ macro_rules! vector {
             }
 
             #[inline(always)]
-            unsafe fn from_integers(from: *const i32) -> Self::V {
-                // SAFETY: as above, and the caller gives `LANES` readable integers.
+            unsafe fn from_integers(from: Self::I) -> Self::V {
+                // SAFETY: the caller's processor has the instruction set.
                 unsafe { $from_integers(from) }
             }
 
@@ -309,18 +278,6 @@ macro_rules! vector {
             }
 
             #[inline(always)]
-            unsafe fn integers_lt(a: *const i32, b: *const i32) -> u32 {
-                // SAFETY: as above, and the caller gives `LANES` readable integers at both.
-                unsafe { $integers_lt(a, b) }
-            }
-
-            #[inline(always)]
-            unsafe fn integers_eq(a: *const i32, b: *const i32) -> u32 {
-                // SAFETY: as above, and the caller gives `LANES` readable integers at both.
-                unsafe { $integers_eq(a, b) }
-            }
-
-            #[inline(always)]
             unsafe fn outlined<W: Outlined<T = $type>>(work: W) {
                 #[target_feature(enable = $features)]
                 #[inline(never)]
@@ -362,6 +319,7 @@ vector!(
     f32,
     __m256,
     __m256,
+    __m256i,
     8,
     4,
     _mm256_set1_ps,
@@ -385,9 +343,7 @@ vector!(
     _mm256_cmp_ps,
     |which, a, b| _mm256_blendv_ps(b, a, which),
     |which| _mm256_movemask_ps(which).cast_unsigned(),
-    |from| _mm256_cvtepi32_ps(load_8(from)),
-    |a, b| bits_8(_mm256_cmpgt_epi32(load_8(b), load_8(a))),
-    |a, b| bits_8(_mm256_cmpeq_epi32(load_8(a), load_8(b)))
+    _mm256_cvtepi32_ps
 );
 vector!(
     Avx2,
@@ -395,6 +351,7 @@ vector!(
     f64,
     __m256d,
     __m256d,
+    __m128i,
     4,
     4,
     _mm256_set1_pd,
@@ -418,9 +375,7 @@ vector!(
     _mm256_cmp_pd,
     |which, a, b| _mm256_blendv_pd(b, a, which),
     |which| _mm256_movemask_pd(which).cast_unsigned(),
-    |from| _mm256_cvtepi32_pd(load_4(from)),
-    |a, b| bits_4(_mm_cmplt_epi32(load_4(a), load_4(b))),
-    |a, b| bits_4(_mm_cmpeq_epi32(load_4(a), load_4(b)))
+    _mm256_cvtepi32_pd
 );
 vector!(
     Avx512,
@@ -428,6 +383,7 @@ vector!(
     f32,
     __m512,
     __mmask16,
+    __m512i,
     16,
     8,
     _mm512_set1_ps,
@@ -454,9 +410,7 @@ vector!(
     _mm512_cmp_ps_mask,
     |which, a, b| _mm512_mask_blend_ps(which, b, a),
     |which| _mm512_mask2int(which).cast_unsigned(),
-    |from| _mm512_cvtepi32_ps(load_16(from)),
-    |a, b| u32::from(_mm512_cmplt_epi32_mask(load_16(a), load_16(b))),
-    |a, b| u32::from(_mm512_cmpeq_epi32_mask(load_16(a), load_16(b)))
+    _mm512_cvtepi32_ps
 );
 vector!(
     Avx512,
@@ -464,6 +418,7 @@ vector!(
     f64,
     __m512d,
     __mmask8,
+    __m256i,
     8,
     8,
     _mm512_set1_pd,
@@ -490,7 +445,5 @@ vector!(
     _mm512_cmp_pd_mask,
     |which, a, b| _mm512_mask_blend_pd(which, b, a),
     |which: u8| _mm512_mask2int(which.into()).cast_unsigned(),
-    |from| _mm512_cvtepi32_pd(load_8(from)),
-    |a, b| bits_8(_mm256_cmpgt_epi32(load_8(b), load_8(a))),
-    |a, b| bits_8(_mm256_cmpeq_epi32(load_8(a), load_8(b)))
+    _mm512_cvtepi32_pd
 );

@@ -174,8 +174,8 @@ impl Plan {
         let mut places: Vec<Place> = Vec::with_capacity(values.len());
         let mut parts = [Vec::new(), Vec::new(), Vec::new()];
         for (at, value) in values.iter().enumerate() {
-            // A register that ends here is free for the result, but not where elements change their size, nor for
-            // integers, whose loops take it that nothing overlaps.
+            // A register that ends here is free for the result, but not where elements change their size, and not for
+            // a load.
             let ends = |&argument: &usize| last_use[argument] == at;
             let release = |of: Place, pairs: &mut Vec<usize>, truths: &mut Vec<usize>| match of {
                 Place::Pair(register) => pairs.push(register),
@@ -185,8 +185,9 @@ impl Plan {
             let mut ending: Vec<usize> = value.arguments().iter().copied().filter(ends).collect();
             ending.sort_unstable();
             ending.dedup();
-            let (early, late): (Vec<usize>, Vec<usize>) =
-                ending.into_iter().partition(|&a| value.ty == Type::F && values[a].ty == Type::F);
+            let (early, late): (Vec<usize>, Vec<usize>) = ending
+                .into_iter()
+                .partition(|&a| value.ty == values[a].ty && !matches!(value.op, Op::Load(_)));
             for argument in early {
                 release(places[argument], &mut free_pairs, &mut free_truths);
             }

@@ -9,7 +9,7 @@ use super::code::{Instruction, Place};
 use super::run::{Operand, Strip};
 use super::{Captured, TokenIndex, math, random};
 use crate::element::Real;
-use crate::simd::{Outlined, Simd};
+use crate::simd::{Integers, Outlined, Simd};
 
 /// Instructions, to be executed on `rows` rows of their places.
 pub(super) struct Steps<'m, R> {
@@ -21,26 +21,30 @@ pub(super) struct Steps<'m, R> {
 impl Operand {
     /// Vector `vector` of a row of numbers.
     #[inline(always)]
-    unsafe fn numbers<S: Simd>(self, row: usize, vector: usize) -> *mut S::T {
+    pub(super) unsafe fn numbers<S: Simd>(self, row: usize, vector: usize) -> *mut S::T {
         // SAFETY: the row and the vector are inside the place.
         unsafe { self.at.cast::<S::T>().add(row * self.moves * S::WIDTH + vector * S::LANES) }
     }
 
-    /// A row of integers, to be read.
+    /// Vector `vector` of a row of integers.
     #[inline(always)]
-    unsafe fn integers<'m, S: Simd>(self, row: usize) -> &'m [i32] {
-        // SAFETY: the row is inside the place, which holds integers.
-        unsafe {
-            std::slice::from_raw_parts(self.at.cast::<i32>().add(row * self.moves * S::WIDTH), S::WIDTH)
-        }
+    unsafe fn integers<S: Simd>(self, row: usize, vector: usize) -> *mut i32 {
+        // SAFETY: the row and the vector are inside the place.
+        unsafe { self.at.cast::<i32>().add(row * self.moves * S::WIDTH + vector * S::LANES) }
     }
 
-    /// A row of integers, to be written.
+    /// A row of numbers or integers.
     #[inline(always)]
-    unsafe fn integers_mut<'m, S: Simd>(self, row: usize) -> &'m mut [i32] {
-        let first = self.at.cast::<i32>().wrapping_add(row * self.moves * S::WIDTH);
-        // SAFETY: the row is inside the place, which no argument of an operation on integers shares.
-        unsafe { std::slice::from_raw_parts_mut(first, S::WIDTH) }
+    pub(super) unsafe fn row<'m, T>(self, row: usize, width: usize) -> &'m [T] {
+        // SAFETY: the row is inside the place.
+        unsafe { std::slice::from_raw_parts(self.at.cast::<T>().add(row * self.moves * width), width) }
+    }
+
+    /// A row of numbers or integers, to be written, in a place that no other slice shares.
+    #[inline(always)]
+    unsafe fn row_mut<'m, T>(self, row: usize, width: usize) -> &'m mut [T] {
+        // SAFETY: the row is inside the place.
+        unsafe { std::slice::from_raw_parts_mut(self.at.cast::<T>().add(row * self.moves * width), width) }
     }
 
     /// A row's word of conditions.
@@ -60,22 +64,6 @@ impl<R: Real> Outlined for Steps<'_, R> {
             // SAFETY: the caller's.
             unsafe { step::<S>(instruction, self.strip, self.rows) };
         }
-    }
-}
-
-/// `to[i] = f(a[i])`.
-#[inline(always)]
-fn map(to: &mut [i32], a: &[i32], f: impl Fn(i32) -> i32) {
-    for (to, &a) in to.iter_mut().zip(a) {
-        *to = f(a);
-    }
-}
-
-/// `to[i] = f(a[i], b[i])`.
-#[inline(always)]
-fn zip(to: &mut [i32], a: &[i32], b: &[i32], f: impl Fn(i32, i32) -> i32) {
-    for ((to, &a), &b) in to.iter_mut().zip(a).zip(b) {
-        *to = f(a, b);
     }
 }
 
@@ -104,14 +92,26 @@ unsafe fn step<S: Simd>(instruction: &Instruction, strip: &Strip<'_, S::T>, rows
             };
         }
 
-        /// A condition of two vectors of numbers, or of `LANES` integers.
+        /// A function of integers, vector by vector.
+        macro_rules! integers {
+            (|$($x:ident),+| $value:expr) => {
+                for row in 0..rows {
+                    for vector in 0..2 {
+                        $(let $x = S::I::load($x.integers::<S>(row, vector));)+
+                        $value.store(to.integers::<S>(row, vector));
+                    }
+                }
+            };
+        }
+
+        /// The bits of a condition of two numbers or integers, vector by vector.
         macro_rules! conditions {
-            ($of:ty, |$x:ident, $y:ident| $bits:expr) => {
+            ($load:path, $operand:ident, |$x:ident, $y:ident| $bits:expr) => {
                 for row in 0..rows {
                     let mut word = 0;
                     for vector in 0..2 {
-                        let $x = a.at.cast::<$of>().add(row * a.moves * S::WIDTH + vector * S::LANES);
-                        let $y = b.at.cast::<$of>().add(row * b.moves * S::WIDTH + vector * S::LANES);
+                        let ($x, $y) =
+                            ($load(a.$operand::<S>(row, vector)), $load(b.$operand::<S>(row, vector)));
                         word |= $bits << (vector * S::LANES);
                     }
                     *to.word(row) = word;
@@ -129,36 +129,20 @@ unsafe fn step<S: Simd>(instruction: &Instruction, strip: &Strip<'_, S::T>, rows
             };
         }
 
-        /// A function of integers, row by row.
-        macro_rules! integers {
-            (|$a:ident| $value:expr) => {
-                for row in 0..rows {
-                    map(to.integers_mut::<S>(row), a.integers::<S>(row), |$a| $value);
-                }
-            };
-            (|$a:ident, $b:ident| $value:expr) => {
-                for row in 0..rows {
-                    zip(to.integers_mut::<S>(row), a.integers::<S>(row), b.integers::<S>(row), |$a, $b| {
-                        $value
-                    });
-                }
-            };
-        }
-
         match (op, ty) {
             (Op::Number(bits), _) => fill::<S>(to, S::T::of(f64::from_bits(bits))),
             (Op::Uniform(number), _) => fill::<S>(to, tile.uniforms[number]),
-            (Op::Integer(value), _) => to.integers_mut::<S>(0).fill(value),
-            (Op::Batch, _) => to.integers_mut::<S>(0).fill(tile.batch),
-            (Op::Head, _) => to.integers_mut::<S>(0).fill(tile.head),
-            (Op::HeadKv, _) => to.integers_mut::<S>(0).fill(tile.head_kv),
+            (Op::Integer(value), _) => to.row_mut::<i32>(0, S::WIDTH).fill(value),
+            (Op::Batch, _) => to.row_mut::<i32>(0, S::WIDTH).fill(tile.batch),
+            (Op::Head, _) => to.row_mut::<i32>(0, S::WIDTH).fill(tile.head),
+            (Op::HeadKv, _) => to.row_mut::<i32>(0, S::WIDTH).fill(tile.head_kv),
             (Op::Truth(value), _) => *to.word(0) = if value { u32::MAX } else { 0 },
             (Op::LaneNumbers(number), _) => {
-                let to = std::slice::from_raw_parts_mut(to.at.cast::<S::T>(), S::WIDTH);
-                to.copy_from_slice(&tile.lane_numbers[number][..S::WIDTH]);
+                to.row_mut::<S::T>(0, S::WIDTH).copy_from_slice(&tile.lane_numbers[number][..S::WIDTH]);
             }
             (Op::LaneIndex(coordinate), _) => {
-                to.integers_mut::<S>(0).copy_from_slice(&indices(tile.lane_index, coordinate)[..S::WIDTH]);
+                let from = &indices(tile.lane_index, coordinate)[..S::WIDTH];
+                to.row_mut::<i32>(0, S::WIDTH).copy_from_slice(from);
             }
             (Op::RowNumbers(number), _) => {
                 let from = &tile.row_numbers[number][strip.rows.clone()];
@@ -193,7 +177,7 @@ unsafe fn step<S: Simd>(instruction: &Instruction, strip: &Strip<'_, S::T>, rows
                 Unary::ToFloat => {
                     for row in 0..rows {
                         for vector in 0..2 {
-                            let from = a.integers::<S>(row).as_ptr().add(vector * S::LANES);
+                            let from = S::I::load(a.integers::<S>(row, vector));
                             S::store(to.numbers::<S>(row, vector), S::from_integers(from));
                         }
                     }
@@ -201,12 +185,12 @@ unsafe fn step<S: Simd>(instruction: &Instruction, strip: &Strip<'_, S::T>, rows
                 _ => one_by_one::<S::T>(op, to, a, (rows, S::WIDTH)),
             },
             (Op::Unary(op), Type::I) => match op {
-                Unary::Neg => integers!(|a| a.wrapping_neg()),
-                Unary::Abs => integers!(|a| a.wrapping_abs()),
+                Unary::Neg => integers!(|a| S::I::splat(0).sub(a)),
+                Unary::Abs => integers!(|a| a.max(S::I::splat(0).sub(a))),
                 _ => {
                     for row in 0..rows {
-                        let numbers = std::slice::from_raw_parts(a.numbers::<S>(row, 0), S::WIDTH);
-                        for (to, x) in to.integers_mut::<S>(row).iter_mut().zip(numbers) {
+                        let to = to.row_mut::<i32>(row, S::WIDTH);
+                        for (to, x) in to.iter_mut().zip(a.row::<S::T>(row, S::WIDTH)) {
                             *to = x.to_f64().floor() as i32;
                         }
                     }
@@ -224,24 +208,15 @@ unsafe fn step<S: Simd>(instruction: &Instruction, strip: &Strip<'_, S::T>, rows
                 _ => unreachable!("{op:?} is not an operation on numbers, or made of others"),
             },
             (Op::Binary(op), Type::I) => match op {
-                Binary::Add => integers!(|a, b| a.wrapping_add(b)),
-                Binary::Sub => integers!(|a, b| a.wrapping_sub(b)),
-                Binary::Mul => integers!(|a, b| a.wrapping_mul(b)),
+                Binary::Add => integers!(|a, b| a.add(b)),
+                Binary::Sub => integers!(|a, b| a.sub(b)),
+                Binary::Mul => integers!(|a, b| a.mul(b)),
                 Binary::Min => integers!(|a, b| a.min(b)),
                 Binary::Max => integers!(|a, b| a.max(b)),
-                Binary::BitAnd => integers!(|a, b| a & b),
-                Binary::BitOr => integers!(|a, b| a | b),
-                Binary::BitXor => integers!(|a, b| a ^ b),
-                _ => {
-                    for row in 0..rows {
-                        integers_one_by_one(
-                            op,
-                            to.integers_mut::<S>(row),
-                            a.integers::<S>(row),
-                            b.integers::<S>(row),
-                        );
-                    }
-                }
+                Binary::BitAnd => integers!(|a, b| a.and(b)),
+                Binary::BitOr => integers!(|a, b| a.or(b)),
+                Binary::BitXor => integers!(|a, b| a.xor(b)),
+                _ => integers_one_by_one(op, to, [a, b], (rows, S::WIDTH)),
             },
             (Op::Binary(op), Type::B) => match op {
                 Binary::And => words!(|a, b| a & b),
@@ -249,23 +224,23 @@ unsafe fn step<S: Simd>(instruction: &Instruction, strip: &Strip<'_, S::T>, rows
             },
 
             (Op::Compare(op), _) => match op {
-                Compare::Lt => conditions!(S::T, |x, y| S::bits(S::lt(S::load(x), S::load(y)))),
-                Compare::Le => conditions!(S::T, |x, y| S::bits(S::le(S::load(x), S::load(y)))),
-                Compare::Eq => conditions!(S::T, |x, y| S::bits(S::eq(S::load(x), S::load(y)))),
+                Compare::Lt => conditions!(S::load, numbers, |x, y| S::bits(S::lt(x, y))),
+                Compare::Le => conditions!(S::load, numbers, |x, y| S::bits(S::le(x, y))),
+                Compare::Eq => conditions!(S::load, numbers, |x, y| S::bits(S::eq(x, y))),
                 Compare::Ne => {
-                    conditions!(S::T, |x, y| S::bits(S::eq(S::load(x), S::load(y))));
+                    conditions!(S::load, numbers, |x, y| S::bits(S::eq(x, y)));
                     invert(to, rows);
                 }
             },
             (Op::IntegerCompare(op), _) => match op {
-                Compare::Lt => conditions!(i32, |x, y| S::integers_lt(x, y)),
+                Compare::Lt => conditions!(S::I::load, integers, |x, y| x.lt(y)),
                 Compare::Le => {
-                    conditions!(i32, |x, y| S::integers_lt(y, x));
+                    conditions!(S::I::load, integers, |x, y| y.lt(x));
                     invert(to, rows);
                 }
-                Compare::Eq => conditions!(i32, |x, y| S::integers_eq(x, y)),
+                Compare::Eq => conditions!(S::I::load, integers, |x, y| x.eq(y)),
                 Compare::Ne => {
-                    conditions!(i32, |x, y| S::integers_eq(x, y));
+                    conditions!(S::I::load, integers, |x, y| x.eq(y));
                     invert(to, rows);
                 }
             },
@@ -283,9 +258,11 @@ unsafe fn step<S: Simd>(instruction: &Instruction, strip: &Strip<'_, S::T>, rows
             (Op::Select, Type::I) => {
                 for row in 0..rows {
                     let bits = *a.word(row);
-                    let both = b.integers::<S>(row).iter().zip(c.integers::<S>(row));
-                    for (lane, (to, (&x, &y))) in to.integers_mut::<S>(row).iter_mut().zip(both).enumerate() {
-                        *to = if bits >> lane & 1 == 1 { x } else { y };
+                    for vector in 0..2 {
+                        let x = S::I::load(b.integers::<S>(row, vector));
+                        let y = S::I::load(c.integers::<S>(row, vector));
+                        let picked = S::I::select(bits >> (vector * S::LANES), x, y);
+                        picked.store(to.integers::<S>(row, vector));
                     }
                 }
             }
@@ -293,19 +270,19 @@ unsafe fn step<S: Simd>(instruction: &Instruction, strip: &Strip<'_, S::T>, rows
 
             (Op::Powi(exponent), _) => numbers!(|a| math::powi::<S>(a, exponent)),
             (Op::Offset { last, stride }, _) => {
-                integers!(|a, b| a.clamp(0, last).wrapping_mul(stride).wrapping_add(b));
+                let [zero, last, stride] = [0, last, stride].map(|value| S::I::splat(value));
+                integers!(|a, b| a.max(zero).min(last).mul(stride).add(b));
             }
             (Op::Load(buffer), _) => match (tile.captures[buffer.capture as usize], ty) {
                 (Captured::Numbers { primal, tangent }, Type::F) => {
                     let from = if buffer.tangent { tangent } else { primal };
                     for row in 0..rows {
-                        let numbers = std::slice::from_raw_parts_mut(to.numbers::<S>(row, 0), S::WIDTH);
-                        gather(numbers, a.integers::<S>(row), from);
+                        gather(to.row_mut::<S::T>(row, S::WIDTH), a.row(row, S::WIDTH), from);
                     }
                 }
                 (Captured::Integers(from), Type::I) => {
                     for row in 0..rows {
-                        gather(to.integers_mut::<S>(row), a.integers::<S>(row), from);
+                        gather(to.row_mut::<i32>(row, S::WIDTH), a.row(row, S::WIDTH), from);
                     }
                 }
                 _ => unreachable!("the code knows which captured tensors hold integers"),
@@ -360,8 +337,8 @@ unsafe fn copy<S: Simd>(ty: Type, to: Operand, from: Operand, is_row: bool, rows
                         S::store(to.numbers::<S>(row, vector), x);
                     }
                 }
-                Type::I if is_row => to.integers_mut::<S>(row).fill(*from.at.cast::<i32>().add(row)),
-                Type::I => to.integers_mut::<S>(row).copy_from_slice(from.integers::<S>(row)),
+                Type::I if is_row => to.row_mut::<i32>(row, S::WIDTH).fill(*from.at.cast::<i32>().add(row)),
+                Type::I => to.row_mut::<i32>(row, S::WIDTH).copy_from_slice(from.row(row, S::WIDTH)),
                 Type::B if is_row => {
                     let word = *from.at.cast::<u32>().add(row / S::WIDTH);
                     *to.word(row) = if word >> (row % S::WIDTH) & 1 == 1 { u32::MAX } else { 0 };
@@ -411,6 +388,14 @@ unsafe fn one_by_one<R: Real>(op: Unary, to: Operand, from: Operand, (rows, widt
 
 /// An operation on integers that has no vector form here.
 #[inline(never)]
-fn integers_one_by_one(op: Binary, to: &mut [i32], a: &[i32], b: &[i32]) {
-    zip(to, a, b, |a, b| int_binary(op, a, b));
+unsafe fn integers_one_by_one(op: Binary, to: Operand, from: [Operand; 2], (rows, width): (usize, usize)) {
+    for row in 0..rows {
+        for lane in 0..width {
+            // SAFETY: the caller's: all have the rows.
+            unsafe {
+                let [a, b] = from.map(|from| *from.at.cast::<i32>().add(row * from.moves * width + lane));
+                *to.at.cast::<i32>().add(row * to.moves * width + lane) = int_binary(op, a, b);
+            }
+        }
+    }
 }

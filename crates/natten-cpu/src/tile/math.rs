@@ -112,8 +112,27 @@ pub(super) unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
 pub(super) unsafe fn softplus<S: Simd>(x: S::V) -> S::V {
     // SAFETY: the caller's processor has the instruction set.
     unsafe {
-        let small = S::exp(negate::<S>(S::abs(x)));
-        S::add(S::max(x, number::<S>(0.0)), log1p::<S>(small))
+        let (zero, one, half) = (number::<S>(0.0), number::<S>(1.0), number::<S>(0.5));
+        // ln(1 + u) of a u in [0, 1]: halved first where that is farther from ln 2 than from 0.
+        let u = S::exp(negate::<S>(S::abs(x)));
+        let is_large = S::lt(number::<S>(std::f64::consts::SQRT_2 - 1.0), u);
+        let f = S::blend(is_large, S::mul(S::sub(u, one), half), u);
+        let low = S::add(log_near_one::<S>(f), S::blend(is_large, S::splat(S::T::LN2_LO), zero));
+        let log = S::add(low, S::blend(is_large, S::splat(S::T::LN2_HI), zero));
+        S::add(S::max(x, zero), log)
+    }
+}
+
+/// `ln(1 + f)` on [1/√2 - 1, √2 - 1].
+#[inline(always)]
+unsafe fn log_near_one<S: Simd>(f: S::V) -> S::V {
+    // SAFETY: the caller's processor has the instruction set.
+    unsafe {
+        let s = S::div(f, S::add(f, number::<S>(2.0)));
+        let z = S::mul(s, s);
+        let half_square = S::mul(S::mul(f, f), number::<S>(0.5));
+        let p = S::mul(z, polynomial::<S>(S::T::LOG, z));
+        S::sub(f, S::sub(half_square, S::mul(s, S::add(half_square, p))))
     }
 }
 
@@ -127,13 +146,7 @@ unsafe fn log_split<S: Simd>(x: S::V) -> (S::V, S::V) {
         let is_large = S::lt(number::<S>(std::f64::consts::SQRT_2), mantissa);
         let mantissa = S::blend(is_large, S::mul(mantissa, number::<S>(0.5)), mantissa);
         let exponent = S::blend(is_large, S::add(exponent, one), exponent);
-        let f = S::sub(mantissa, one);
-        let s = S::div(f, S::add(f, number::<S>(2.0)));
-        let z = S::mul(s, s);
-        let half_square = S::mul(S::mul(f, f), number::<S>(0.5));
-        let p = S::mul(z, polynomial::<S>(S::T::LOG, z));
-        let log = S::sub(f, S::sub(half_square, S::mul(s, S::add(half_square, p))));
-        (log, exponent)
+        (log_near_one::<S>(S::sub(mantissa, one)), exponent)
     }
 }
 

@@ -8,110 +8,125 @@ use natten_core::program::random::{KEY_STEPS, MULTIPLIERS, ROUNDS};
 use super::run::{Operand, Strip};
 use crate::element::Real;
 use crate::lanes::Direction;
-use crate::simd::{MAX_WIDTH, Simd};
+use crate::simd::{Integers, MAX_WIDTH, Simd};
 
-/// Blocks of the generator side by side: word by word, a block a slot.
+type Lanes = [i32; MAX_WIDTH];
+
+/// Blocks of the generator, a slot each.
 struct Blocks {
-    /// The counters' first two words; all share the other two.
-    key: [u32; MAX_WIDTH],
-    query: [u32; MAX_WIDTH],
-    seed: [[u32; MAX_WIDTH]; 2],
-    words: [[u32; MAX_WIDTH]; 4],
+    /// The first two words of the counters.
+    key: Lanes,
+    query: Lanes,
+    seed: [Lanes; 2],
+    /// Four words a block, word by word.
+    words: [i32; 4 * MAX_WIDTH],
 }
 
 impl Blocks {
-    /// Computes the first `slots` blocks.
+    /// Computes the first `slots` blocks; `row` is the third word of all counters.
     #[inline(always)]
-    fn generate(&mut self, slots: usize, row: u32) {
-        const TOGETHER: usize = 8;
-        for first in (0..slots).step_by(TOGETHER) {
-            let of =
-                |words: &[u32; MAX_WIDTH]| -> [u32; TOGETHER] { std::array::from_fn(|i| words[first + i]) };
-            let (mut c0, mut c1, mut c2, mut c3) =
-                (of(&self.key), of(&self.query), [row; TOGETHER], [0; TOGETHER]);
-            let (mut k0, mut k1) = (of(&self.seed[0]), of(&self.seed[1]));
-            for _ in 0..ROUNDS {
-                for i in 0..TOGETHER {
-                    let p0 = u64::from(MULTIPLIERS[0]) * u64::from(c0[i]);
-                    let p1 = u64::from(MULTIPLIERS[1]) * u64::from(c2[i]);
-                    (c0[i], c2[i]) = ((p1 >> 32) as u32 ^ c1[i] ^ k0[i], (p0 >> 32) as u32 ^ c3[i] ^ k1[i]);
-                    (c1[i], c3[i]) = (p1 as u32, p0 as u32);
-                    (k0[i], k1[i]) = (k0[i].wrapping_add(KEY_STEPS[0]), k1[i].wrapping_add(KEY_STEPS[1]));
+    unsafe fn generate<S: Simd>(&mut self, slots: usize, row: i32) {
+        for first in (0..slots).step_by(S::LANES) {
+            // SAFETY: the caller's processor has the instruction set; `MAX_WIDTH` is a multiple of `LANES`.
+            unsafe {
+                let (mut c0, mut c1) = (load::<S>(&self.key, first), load::<S>(&self.query, first));
+                let (mut c2, mut c3) = (S::I::splat(row), S::I::splat(0));
+                let (mut k0, mut k1) = (load::<S>(&self.seed[0], first), load::<S>(&self.seed[1], first));
+                let [by0, by1] = MULTIPLIERS.map(|by| S::I::splat(by.cast_signed()));
+                let [step0, step1] = KEY_STEPS.map(|step| S::I::splat(step.cast_signed()));
+                for _ in 0..ROUNDS {
+                    let (high0, low0) = (c0.mul_high(by0), c0.mul(by0));
+                    let (high1, low1) = (c2.mul_high(by1), c2.mul(by1));
+                    (c0, c1, c2, c3) = (high1.xor(c1).xor(k0), low1, high0.xor(c3).xor(k1), low0);
+                    (k0, k1) = (k0.add(step0), k1.add(step1));
                 }
-            }
-            for (words, of) in self.words.iter_mut().zip([c0, c1, c2, c3]) {
-                words[first..first + TOGETHER].copy_from_slice(&of);
+                c0.store(self.words[first..].as_mut_ptr());
+                c1.store(self.words[MAX_WIDTH + first..].as_mut_ptr());
+                c2.store(self.words[2 * MAX_WIDTH + first..].as_mut_ptr());
+                c3.store(self.words[3 * MAX_WIDTH + first..].as_mut_ptr());
             }
         }
     }
+
+    /// Gives every lane's key a block, and the lane the word that is the key's. Returns the number of blocks.
+    #[inline(always)]
+    fn share(&mut self, keys: &[i32], seed: [&[i32]; 2], word_of: &mut [usize; MAX_WIDTH]) -> usize {
+        let mut slots = 0;
+        for (lane, &key) in keys.iter().enumerate() {
+            let block = [(key.cast_unsigned() / 4).cast_signed(), seed[0][lane], seed[1][lane]];
+            let is_block = |slot: usize| [self.key[slot], self.seed[0][slot], self.seed[1][slot]] == block;
+            if slots == 0 || !is_block(slots - 1) {
+                [self.key[slots], self.seed[0][slots], self.seed[1][slots]] = block;
+                slots += 1;
+            }
+            word_of[lane] = (key.cast_unsigned() % 4) as usize * MAX_WIDTH + slots - 1;
+        }
+        slots
+    }
 }
 
-/// The word's upper 24 bits as a fraction.
 #[inline(always)]
-fn fraction<R: Real>(word: u32) -> R {
-    R::of(f64::from(word >> 8)) * R::of(1.0 / f64::from(1 << 24))
+unsafe fn load<S: Simd>(from: &Lanes, first: usize) -> S::I {
+    // SAFETY: the caller's processor has the instruction set; the slice has `LANES` integers.
+    unsafe { S::I::load(from[first..first + S::LANES].as_ptr()) }
+}
+
+/// The words' upper 24 bits as fractions, a row of them.
+#[inline(always)]
+unsafe fn store_fractions<S: Simd>(to: Operand, row: usize, words: &[i32]) {
+    // SAFETY: the caller's processor has the instruction set, and the place the row.
+    unsafe {
+        let unit = S::splat(S::T::of(1.0 / f64::from(1 << 24)));
+        for (vector, words) in words[..S::WIDTH].chunks_exact(S::LANES).enumerate() {
+            let whole = S::from_integers(S::I::load(words.as_ptr()).shift_right_8());
+            S::store(to.numbers::<S>(row, vector), S::mul(whole, unit));
+        }
+    }
 }
 
 /// The random numbers of the strip's pairs, of two words of seed.
 ///
 /// # Safety
-/// The operands are of the strip.
+/// The processor has `S`; the operands are of the strip.
 #[inline(always)]
 pub(super) unsafe fn fill<S: Simd>(to: Operand, seed: [Operand; 2], strip: &Strip<'_, S::T>) {
     let tile = strip.tile;
-    let row_of_run = tile.batch.wrapping_mul(strip.heads).wrapping_add(tile.head).cast_unsigned();
-    let rows = &tile.row_index.flat[strip.rows.clone()];
+    let row_of_run = tile.batch.wrapping_mul(strip.heads).wrapping_add(tile.head);
+    let streamed = &tile.row_index.flat[strip.rows.clone()];
     let lanes = &tile.lane_index.flat[..S::WIDTH];
-    let (zeros, four) = ([0; MAX_WIDTH], [[0; MAX_WIDTH]; 4]);
-    let mut blocks = Blocks { key: zeros, query: zeros, seed: [zeros; 2], words: four };
-    let seeds_move = seed.iter().any(|seed| seed.moves != 0);
-    let mut known = None;
-    for (row, &streamed) in rows.iter().enumerate() {
-        let streamed = streamed.cast_unsigned();
-        // SAFETY: the caller's.
-        let (seed, to) = unsafe {
-            let seed = seed.map(|seed| {
-                let words = seed.at.cast::<u32>().add(row * seed.moves * S::WIDTH);
-                std::slice::from_raw_parts(words, S::WIDTH)
-            });
-            (seed, std::slice::from_raw_parts_mut(to.at.cast::<S::T>().add(row * S::WIDTH), S::WIDTH))
-        };
+    let none = [0; MAX_WIDTH];
+    let mut blocks = Blocks { key: none, query: none, seed: [none; 2], words: [0; 4 * MAX_WIDTH] };
+    let seed_moves = seed.iter().any(|seed| seed.moves != 0);
+    // SAFETY: the caller's.
+    unsafe {
+        let seed_of = |row| seed.map(|seed| seed.row::<i32>(row, S::WIDTH));
         match strip.direction {
             Direction::Keys => {
-                if seeds_move || known != Some(streamed / 4) {
-                    for (lane, &query) in lanes.iter().enumerate() {
-                        blocks.key[lane] = streamed / 4;
-                        blocks.query[lane] = query.cast_unsigned();
-                        blocks.seed[0][lane] = seed[0][lane];
-                        blocks.seed[1][lane] = seed[1][lane];
+                let mut known = None;
+                blocks.query[..S::WIDTH].copy_from_slice(lanes);
+                for (row, &key) in streamed.iter().enumerate() {
+                    let key = key.cast_unsigned();
+                    if seed_moves || known != Some(key / 4) {
+                        known = Some(key / 4);
+                        blocks.key.fill((key / 4).cast_signed());
+                        for (to, from) in blocks.seed.iter_mut().zip(seed_of(row)) {
+                            to[..S::WIDTH].copy_from_slice(from);
+                        }
+                        blocks.generate::<S>(S::WIDTH, row_of_run);
                     }
-                    blocks.generate(S::WIDTH, row_of_run);
-                    known = Some(streamed / 4);
-                }
-                let words = &blocks.words[(streamed % 4) as usize];
-                for (to, &word) in to.iter_mut().zip(words) {
-                    *to = fraction(word);
+                    store_fractions::<S>(to, row, &blocks.words[(key % 4) as usize * MAX_WIDTH..]);
                 }
             }
             Direction::Queries => {
-                let mut slots = 0;
-                let mut slot_of = [0; MAX_WIDTH];
-                for (lane, &key) in lanes.iter().enumerate() {
-                    let block = (key.cast_unsigned() / 4, seed[0][lane], seed[1][lane]);
-                    let is_last =
-                        |slot| (blocks.key[slot], blocks.seed[0][slot], blocks.seed[1][slot]) == block;
-                    if slots == 0 || !is_last(slots - 1) {
-                        blocks.key[slots] = block.0;
-                        blocks.query[slots] = streamed;
-                        (blocks.seed[0][slots], blocks.seed[1][slots]) = (block.1, block.2);
-                        slots += 1;
+                let (mut slots, mut word_of) = (0, [0; MAX_WIDTH]);
+                for (row, &query) in streamed.iter().enumerate() {
+                    if seed_moves || row == 0 {
+                        slots = blocks.share(lanes, seed_of(row), &mut word_of);
                     }
-                    slot_of[lane] = slots - 1;
-                }
-                blocks.generate(slots, row_of_run);
-                for (lane, to) in to.iter_mut().enumerate() {
-                    let word = (lanes[lane].cast_unsigned() % 4) as usize;
-                    *to = fraction(blocks.words[word][slot_of[lane]]);
+                    blocks.query.fill(query);
+                    blocks.generate::<S>(slots, row_of_run);
+                    let words = word_of.map(|word| blocks.words[word]);
+                    store_fractions::<S>(to, row, &words);
                 }
             }
         }
