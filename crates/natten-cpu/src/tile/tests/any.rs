@@ -307,7 +307,8 @@ fn check_isa<I: Isa>(recipes: &[Recipe], world: &World) -> Result<(), TestCaseEr
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    // A case is six tiles, and every node of each pair.
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 8))]
 
     #[test]
     fn any_graph_over_any_tile(recipes in prop::collection::vec(any_recipe(), 1..40), world in any_world()) {

@@ -4,11 +4,13 @@ mod any;
 mod hoisting;
 mod rates;
 
+use bytemuck::{Zeroable, cast_slice, cast_slice_mut};
 use natten_core::program::{Buffer, Capture, Expr, Graph, Index, Type, Var};
 use natten_core::{DType, Element};
 
 use super::*;
 use crate::element::Real;
+use crate::engine::{Line, lines};
 use crate::lanes::{Direction, all_lanes};
 use crate::simd::{Isa, MAX_WIDTH, Portable, Simd};
 
@@ -108,10 +110,17 @@ impl<R: Real> Data<R> {
             .indices
             .each_ref()
             .map(|[flat, axes @ ..]| TokenIndex { flat, axis: axes.each_ref().map(|axis| axis.as_slice()) });
-        let mut inputs = self.tiles.clone();
-        let mut results = vec![vec![R::ZERO; self.rows * self.width]; outputs];
-        let tiles: Vec<*mut R> = inputs.iter_mut().map(|tile| tile.as_mut_ptr()).collect();
-        let mut to: Vec<*mut R> = results.iter_mut().map(|tile| tile.as_mut_ptr()).collect();
+        // In cache lines, as kernels have them.
+        let numbers = self.rows * self.width;
+        let room = vec![Line::zeroed(); lines(numbers * size_of::<R>())];
+        let mut inputs = vec![room.clone(); self.tiles.len()];
+        let mut results = vec![room; outputs];
+        let tiles: Vec<*mut R> = inputs.iter_mut().map(|tile| cast_slice_mut(tile).as_mut_ptr()).collect();
+        let mut to: Vec<*mut R> = results.iter_mut().map(|tile| cast_slice_mut(tile).as_mut_ptr()).collect();
+        for (&tile, from) in tiles.iter().zip(&self.tiles) {
+            // SAFETY: the room was made for as many numbers.
+            unsafe { std::slice::from_raw_parts_mut(tile, numbers) }.copy_from_slice(from);
+        }
         if alias {
             let shared = tiles.len().min(to.len());
             to[..shared].copy_from_slice(&tiles[..shared]);
@@ -150,7 +159,8 @@ impl<R: Real> Data<R> {
                 *result = input;
             }
         }
-        Results { tiles: results, masks, tables }
+        let tiles = results.iter().map(|tile| cast_slice::<Line, R>(tile)[..numbers].to_vec()).collect();
+        Results { tiles, masks, tables }
     }
 
     fn index(&self, index: Index, (row, lane): (usize, usize)) -> i32 {
