@@ -37,6 +37,7 @@ mod isa;
 mod kernel;
 mod lanes;
 mod plan;
+mod program;
 mod simd;
 mod slots;
 mod softmax;

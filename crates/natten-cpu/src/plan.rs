@@ -15,6 +15,7 @@ use rayon::ThreadPool;
 use crate::NAME;
 use crate::engine::{Crew, Engine, Line, Tensors};
 use crate::isa::Isa;
+use crate::program::Programs;
 use crate::slots::Unfused;
 use crate::softmax::Softmax;
 use crate::view::{View, ViewMut};
@@ -23,6 +24,7 @@ use crate::view::{View, ViewMut};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Softmax,
+    Programs,
     Unfused,
 }
 
@@ -31,6 +33,9 @@ impl Kind {
         match request.op {
             Op::Forward | Op::Backward if problem.program().is_plain_softmax() => Ok(Self::Softmax),
             Op::Qk | Op::QkJvp | Op::QkBackward | Op::Av | Op::AvJvp | Op::AvBackward => Ok(Self::Unfused),
+            Op::Forward | Op::ForwardJvp | Op::Backward | Op::BackwardJvp => {
+                Programs::supports(problem, request).map(|()| Self::Programs)
+            }
             op => Err(Error::unsupported(NAME, op.name(), "no engine of this backend does it")),
         }
     }
@@ -66,6 +71,11 @@ impl CpuPlan {
         let (engine, coverage): (Box<dyn Engine>, Coverage) = match Kind::of(problem, request)? {
             Kind::Softmax => {
                 let engine = Softmax::new(problem, request, options, crew)?;
+                let coverage = engine.coverage();
+                (Box::new(engine), coverage)
+            }
+            Kind::Programs => {
+                let engine = Programs::new(problem, request, options, crew)?;
                 let coverage = engine.coverage();
                 (Box::new(engine), coverage)
             }

@@ -99,10 +99,6 @@ impl Wants {
         }
     }
 
-    /// Whether some gradient is wanted.
-    pub(crate) const fn any_gradient(&self) -> bool {
-        self.of_queries() || self.of_keys() || self.of_additional()
-    }
 
     /// Whether something is wanted of the walk with stationary queries.
     pub(crate) const fn of_queries(&self) -> bool {

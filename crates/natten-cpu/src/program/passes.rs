@@ -229,16 +229,14 @@ impl<'a> Deriver<'a> {
         if self.op != Op::Backward {
             match lowered.algorithm {
                 Algorithm::OnePass { factor, .. } => functions.extend([factor, lowered.factor_tangent]),
-                Algorithm::TwoPass => functions.extend(both(&lowered.weight)),
+                _ => functions.extend(both(&lowered.weight)),
             }
         }
         if self.is_backward() {
             functions.extend(both(&lowered.weight));
             functions.extend(both(&lowered.grad_score));
             functions.extend(lowered.loads.iter().flat_map(|load| both(&load.gradient)));
-            match &lowered.grad_stages {
-                GradStages::OfRow(list) | GradStages::OfPairs(list) => functions.extend(list.iter().flat_map(both)),
-            }
+            functions.extend(cotangents(&lowered.grad_stages).iter().flat_map(both));
         }
         functions
     }
@@ -385,7 +383,7 @@ impl<'a> Deriver<'a> {
         let algorithm = self.lowered[0].algorithm;
         let exponential = match algorithm {
             Algorithm::OnePass { exponential, .. } => exponential,
-            Algorithm::TwoPass => None,
+            _ => None,
         };
         // A sum's tangent can be summed beside it, and so can that of the logsumexp whose exponentials are there.
         let is_simple = |k: &u8| {
@@ -519,8 +517,9 @@ impl<'a> Deriver<'a> {
             let pushed = list[usize::from(k)];
             if n == 0 { pushed.value } else { pushed.tangent }
         };
-        match self.lowered[0].grad_stages.clone() {
+        match &self.lowered[0].grad_stages {
             GradStages::OfRow(list) => {
+                let list = list.clone();
                 let graph = self.lowered[0].graph.clone();
                 let deltas = [Var::Delta, Var::Tangent(Primal::Delta)].map(|delta| {
                     let is_used = used.iter().any(|&which| depends_on(&graph, of(&list, which), delta));
@@ -535,12 +534,12 @@ impl<'a> Deriver<'a> {
                     .collect();
                 self.row_code(&graph, &outputs, None)
             }
-            GradStages::OfPairs(_) => {
+            _ => {
                 let slots: Vec<usize> =
                     used.iter().map(|&(k, n)| self.numbers.slot(Number::Var(vars(k)[n]))).collect();
                 let sweep = self.sweep(|_, _, lowered, _| {
                     let mut wanted = Wanted::default();
-                    let GradStages::OfPairs(list) = &lowered.grad_stages else { return wanted };
+                    let list = cotangents(&lowered.grad_stages);
                     let reduction = |slot| Reduction { reduce: Reduce::Sum, slot, is_scaled: false };
                     wanted.reduced =
                         used.iter().zip(&slots).map(|(&which, &slot)| (of(list, which), reduction(slot))).collect();
@@ -642,6 +641,14 @@ impl<'a> Deriver<'a> {
     }
 }
 
+/// The cotangents of stages, however they are found.
+fn cotangents(grad_stages: &GradStages) -> &[Pushed] {
+    match grad_stages {
+        GradStages::OfRow(list) | GradStages::OfPairs(list) => list,
+        _ => &[],
+    }
+}
+
 /// Which number a variable is; the shift is the peak of the exponential stage.
 fn number_of(var: Var, wanted: &Wanted) -> Number {
     match (var, wanted.exponential) {
@@ -668,10 +675,8 @@ fn drop_zeros(lowered: &mut Lowered, has_cotangent: bool) {
         pushed.value = g.substitute(pushed.value, by);
         pushed.tangent = g.substitute(pushed.tangent, by);
     };
-    let (list, is_complete) = match &mut lowered.grad_stages {
-        GradStages::OfRow(list) => (list, true),
-        GradStages::OfPairs(list) => (list, false),
-    };
+    let is_complete = matches!(lowered.grad_stages, GradStages::OfRow(_));
+    let (GradStages::OfRow(list) | GradStages::OfPairs(list)) = &mut lowered.grad_stages else { return };
     let mut zeros = HashMap::new();
     for (k, pushed) in list.iter_mut().enumerate() {
         replace(g, pushed, &absent);

@@ -248,7 +248,7 @@ impl<R: Real> Data<R> {
             captures: &captures,
             outputs: &to,
             masks: &mut masks,
-            tables: &mut tables,
+            tables: &tables.chunks_mut(20).map(|table| table.as_mut_ptr()).collect::<Vec<_>>(),
         };
         // SAFETY: the callers check the instruction set; everything has the sizes that the code was made for, and
         // output tiles are either input tiles or vectors of their own.
@@ -432,7 +432,7 @@ fn check<S: Simd>(g: &Graph, world: &World) -> Result<(), TestCaseError> {
     outputs.push(Output::Mask(condition));
     outputs.extend(picks.iter().enumerate().map(|(i, &[a, b, gradient])| Output::Scatter {
         capture: 0,
-        base: 20 * i,
+        table: i,
         index: vec![a, b],
         gradient,
     }));
