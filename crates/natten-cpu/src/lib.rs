@@ -31,16 +31,20 @@
 //! ```
 
 mod backend;
+mod dispatch;
 mod element;
 mod engine;
 mod isa;
 mod kernel;
 mod lanes;
+mod linear;
 mod plan;
 mod simd;
+mod slab;
 mod softmax;
 mod tiling;
 mod tokens;
+mod vector;
 mod view;
 
 pub use backend::{CpuBackend, NAME};
