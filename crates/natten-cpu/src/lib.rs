@@ -41,6 +41,7 @@ mod linear;
 mod plan;
 mod simd;
 mod slab;
+mod slots;
 mod softmax;
 mod tiling;
 mod tokens;

@@ -5,12 +5,12 @@
 //! strong decay would be rounding otherwise.
 
 use natten_core::program::{Index, LoadGradient, LoweredVector, Primal, Var};
-use natten_core::{Element, Problem, Result, Role, RoleSet};
+use natten_core::{Problem, Role, RoleSet};
 
 use crate::element::Real;
 use crate::engine::Crew;
 use crate::slab::Slab;
-use crate::vector::{CapturedSet, Domain, Registers, Scatter, Tables, Tape, User, check};
+use crate::vector::{CapturedSet, Domain, Registers, Scatter, Tables, Tape, User};
 
 /// A decay of less is as good as none left: `e^l` is zero in every type. A logarithm of -inf counts as this, so that sums
 /// stay numbers.
@@ -50,11 +50,10 @@ impl Decay {
         given: RoleSet,
         is_forward_mode: bool,
         chunk: usize,
-    ) -> Result<Self> {
+    ) -> Self {
         let program = problem.program();
         // Only programs with a decay come here.
         let expr = program.decay().unwrap_or(program.score());
-        check(program, program.graph(), expr)?;
         let with_tangents: Vec<u8> = (0..program.captures().len() as u8)
             .filter(|&number| given.contains(Role::TangentCapture(number)))
             .collect();
@@ -81,7 +80,7 @@ impl Decay {
         });
         let mut roots = vec![lowered.value.value];
         roots.extend(is_forward_mode.then_some(lowered.value.tangent));
-        Ok(Self {
+        Self {
             tape: compile(&roots),
             gradient,
             tables,
@@ -89,7 +88,7 @@ impl Decay {
             heads_per_kv: problem.heads_per_kv(),
             tokens,
             chunk,
-        })
+        }
     }
 
     /// Elements of `R`'s size that a thread needs.

@@ -27,8 +27,8 @@ mod matrix;
 mod outputs;
 mod states;
 
-use natten_core::geometry::{Coverage, Tiles};
-use natten_core::{DType, Op, OpRequest, PlanOptions, Problem, Result, Role, coverage_of, padded_tile};
+use natten_core::geometry::Coverage;
+use natten_core::{DType, Op, OpRequest, PlanOptions, Problem, Result, Role, padded_tile};
 
 use self::chunk::{Cut, Scratch, Sums};
 use self::decay::{Decay, Numbers};
@@ -41,7 +41,7 @@ use crate::engine::{Crew, Engine, Line, Tensors, lines};
 use crate::simd::{Simd, lanes};
 use crate::slab::{Slab, lines_of, take};
 use crate::tokens::Tokens;
-use crate::vector::CapturedSet;
+use crate::vector::{CapturedSet, check};
 
 /// Tokens of a chunk, where the caller does not say: products within a chunk cost as much then as those with states of
 /// common size.
@@ -229,6 +229,15 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
+    /// Whether the decay can be computed.
+    ///
+    /// # Errors
+    /// [`natten_core::Error::Unsupported`] with the operation that cannot, and its place.
+    pub(crate) fn supports(problem: &Problem) -> Result<()> {
+        let program = problem.program();
+        program.decay().map_or(Ok(()), |decay| check(program, program.graph(), decay))
+    }
+
     pub(crate) fn new(
         problem: &Problem,
         request: &OpRequest,
@@ -262,7 +271,7 @@ impl Linear {
         let wanted: Vec<u8> = (0..problem.program().captures().len() as u8)
             .filter(|&n| [Role::GradCapture(n), Role::Grad2Capture(n)].iter().any(|&role| request.wants.contains(role)))
             .collect();
-        let decay = Decay::new(problem, &wanted, request.given, has_tangents, chunk)?;
+        let decay = Decay::new(problem, &wanted, request.given, has_tangents, chunk);
         let wants = |roles: &[Role]| roles.iter().any(|&role| request.wants.contains(role));
         let needs_logs = !wanted.is_empty();
         Ok(Self {
@@ -291,8 +300,15 @@ impl Linear {
 
     /// The pairs that are computed as pairs: those within a chunk.
     pub(crate) fn coverage(&self) -> Coverage {
-        let tile = [1, 1, self.cut.chunk];
-        coverage_of(&self.problem, &Tiles::new(self.problem.neighborhood(), tile, tile))
+        let (chunk, tokens) = (self.cut.chunk as u128, self.cut.tokens as u128);
+        let pairs = |tokens: u128| tokens * (tokens + 1) / 2;
+        let mut coverage = Coverage::default();
+        if self.cut.batch > 0 {
+            coverage.useful = tokens / chunk * pairs(chunk) + pairs(tokens % chunk);
+            coverage.edge = self.cut.chunks() as u128;
+            coverage.visited = coverage.edge * chunk * chunk;
+        }
+        coverage
     }
 }
 

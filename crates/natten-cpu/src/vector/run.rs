@@ -3,7 +3,6 @@
 use std::cell::Cell;
 
 use natten_core::program::expr::{float_binary, float_unary, int_binary};
-use natten_core::Element;
 use natten_core::program::{Binary, Compare, Index, Type, Unary, Var};
 
 use super::{Action, CapturedSet, Instruction, Register, Registers, Tape};

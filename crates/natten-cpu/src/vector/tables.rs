@@ -6,7 +6,7 @@
 //! then that the tables together are smaller than the tokens' vectors.
 
 use natten_core::program::{Expr, Graph, Index, LoadGradient, Node};
-use natten_core::{Element, Problem, Role};
+use natten_core::{Problem, Role};
 
 use super::captured::{Grid, Offsets};
 use super::{Place, Registers, Tape, Target};
