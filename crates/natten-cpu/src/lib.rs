@@ -38,6 +38,7 @@ mod kernel;
 mod lanes;
 mod plan;
 mod simd;
+mod slots;
 mod softmax;
 mod tiling;
 mod tokens;

@@ -13,7 +13,7 @@ use crate::tokens::{Place, Tokens};
 /// # Safety
 /// The group is inside the tensor.
 #[inline(always)]
-pub(super) unsafe fn pack_panel<R: Real>(
+pub(crate) unsafe fn pack_panel<R: Real>(
     tensor: &Tokens<R>,
     at: (usize, usize),
     group: &Place,
@@ -38,7 +38,7 @@ pub(super) unsafe fn pack_panel<R: Real>(
 /// The processor has `S`; `rows` holds the streamed box, `stride` apart, `panel` `dim` rows of `WIDTH` lanes, and
 /// `tile` has `WIDTH` lanes for every row of the sight.
 #[inline(always)]
-pub(super) unsafe fn products<S: Simd>(
+pub(crate) unsafe fn products<S: Simd>(
     sight: &Sight<'_>,
     dim: usize,
     vectors: usize,
@@ -61,13 +61,13 @@ pub(super) unsafe fn products<S: Simd>(
 
 /// Which pairs of a tile count: those that are visible, in lanes and rows that are alive.
 #[derive(Debug)]
-pub(super) struct Alive<'a, R> {
+pub(crate) struct Alive<'a, R> {
     /// Lanes that count.
-    pub(super) lanes: u32,
+    pub(crate) lanes: u32,
     /// The logsumexp of every streamed row, where rows are queries: a row at -inf does not count.
-    pub(super) rows: Option<&'a [R]>,
+    pub(crate) rows: Option<&'a [R]>,
     /// Whether some lane or row does not count, or not every pair is visible.
-    pub(super) any_masked: bool,
+    pub(crate) any_masked: bool,
 }
 
 impl<R: Real> Alive<'_, R> {
@@ -89,7 +89,7 @@ impl<R: Real> Alive<'_, R> {
 /// # Safety
 /// As [`products`]; `sums` has `lanes` rows, `stride` apart.
 #[inline(always)]
-pub(super) unsafe fn accumulate<S: Simd>(
+pub(crate) unsafe fn accumulate<S: Simd>(
     sight: &Sight<'_>,
     alive: &Alive<'_, S::T>,
     group: &TileBox,
