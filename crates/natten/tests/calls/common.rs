@@ -5,16 +5,16 @@ use ndarray::{Array, ArrayD, Dimension, ShapeBuilder};
 use natten::{Device, Registry};
 
 /// The backends that must be there, and do everything.
-pub const BACKENDS: &[&str] = &["reference"];
+pub(crate) const BACKENDS: &[&str] = &["reference"];
 
-pub fn for_each_device(test: impl Fn(&Device)) {
+pub(crate) fn for_each_device(test: impl Fn(&Device)) {
     for name in BACKENDS {
         test(&Registry::probe().device(name).unwrap());
     }
 }
 
 /// Numbers in [-1, 1), the same for the same seed.
-pub fn noise<D: Dimension>(seed: u64, shape: impl ShapeBuilder<Dim = D>) -> Array<f64, D> {
+pub(crate) fn noise<D: Dimension>(seed: u64, shape: impl ShapeBuilder<Dim = D>) -> Array<f64, D> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d;
     Array::from_shape_simple_fn(shape, || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -22,13 +22,13 @@ pub fn noise<D: Dimension>(seed: u64, shape: impl ShapeBuilder<Dim = D>) -> Arra
     })
 }
 
-pub fn dot<D: Dimension, E: Dimension>(a: &Array<f64, D>, b: &Array<f64, E>) -> f64 {
+pub(crate) fn dot<D: Dimension, E: Dimension>(a: &Array<f64, D>, b: &Array<f64, E>) -> f64 {
     assert_eq!(a.shape(), b.shape());
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// The derivative of `f` with respect to every element of `x`, by central differences.
-pub fn gradient<D: Dimension>(x: &Array<f64, D>, f: impl Fn(&Array<f64, D>) -> f64) -> ArrayD<f64> {
+pub(crate) fn gradient<D: Dimension>(x: &Array<f64, D>, f: impl Fn(&Array<f64, D>) -> f64) -> ArrayD<f64> {
     let eps = 1e-5;
     let at = |index: usize, step: f64| {
         let mut moved = x.clone();
@@ -40,7 +40,7 @@ pub fn gradient<D: Dimension>(x: &Array<f64, D>, f: impl Fn(&Array<f64, D>) -> f
 }
 
 /// The derivative of `f(x + t v)` with respect to `t`, by central differences.
-pub fn along<D: Dimension>(
+pub(crate) fn along<D: Dimension>(
     x: &Array<f64, D>,
     v: &Array<f64, D>,
     f: impl Fn(&Array<f64, D>) -> ArrayD<f64>,
@@ -52,7 +52,7 @@ pub fn along<D: Dimension>(
 
 /// Asserts that no element differs by more than `tolerance` of the largest.
 #[track_caller]
-pub fn assert_close(name: &str, found: &ArrayD<f64>, expected: &ArrayD<f64>, tolerance: f64) {
+pub(crate) fn assert_close(name: &str, found: &ArrayD<f64>, expected: &ArrayD<f64>, tolerance: f64) {
     assert_eq!(found.shape(), expected.shape(), "{name}");
     let largest = expected.iter().fold(1.0, |max: f64, x| if x.is_finite() { max.max(x.abs()) } else { max });
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
