@@ -174,7 +174,8 @@ fn fmt_program(
     let shown = text.chars().skip(before.len() - lead).take_while(|&c| c != '\n');
     let shown: String = shown.map(|c| if c == '\r' { ' ' } else { c }).take(lead + SHOWN).collect();
     // Tabs stay tabs below, so that the caret stands where the eye looks for it.
-    let pad: String = before[before.len() - lead..].iter().map(|&c| if c == '\t' { c } else { ' ' }).collect();
+    let pad: String =
+        before[before.len() - lead..].iter().map(|&c| if c == '\t' { c } else { ' ' }).collect();
     let pad_cut = " ".repeat(cut.chars().count());
     write!(f, "\n  {cut}{shown}\n  {pad_cut}{pad}^")
 }

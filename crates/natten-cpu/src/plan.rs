@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytemuck::Zeroable;
+use natten_core::geometry::Coverage;
 use natten_core::{
     Bindings, Cost, DeviceInfo, Error, Op, OpRequest, Plan, PlanOptions, PlanReport, Problem, Queue, Result,
     Submission, TensorSpec, Workspace,
@@ -14,8 +15,34 @@ use rayon::ThreadPool;
 use crate::NAME;
 use crate::engine::{Crew, Engine, Line, Tensors};
 use crate::isa::Isa;
+use crate::linear::Linear;
+use crate::program::Programs;
+use crate::slots::Unfused;
 use crate::softmax::Softmax;
 use crate::view::{View, ViewMut};
+
+/// The engine that does an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Linear,
+    Softmax,
+    Programs,
+    Unfused,
+}
+
+impl Kind {
+    fn of(problem: &Problem, request: &OpRequest) -> Result<Self> {
+        match request.op {
+            _ if problem.program().decay().is_some() => Linear::supports(problem).map(|()| Self::Linear),
+            Op::Forward | Op::Backward if problem.program().is_plain_softmax() => Ok(Self::Softmax),
+            Op::Qk | Op::QkJvp | Op::QkBackward | Op::Av | Op::AvJvp | Op::AvBackward => Ok(Self::Unfused),
+            Op::Forward | Op::ForwardJvp | Op::Backward | Op::BackwardJvp => {
+                Programs::supports(problem, request).map(|()| Self::Programs)
+            }
+            op => Err(Error::unsupported(NAME, op.name(), "no engine of this backend does it")),
+        }
+    }
+}
 
 /// A prepared operation on the CPU.
 #[derive(Debug)]
@@ -29,10 +56,7 @@ impl CpuPlan {
     /// Whether an engine does this.
     pub(crate) fn supports(problem: &Problem, request: &OpRequest) -> Result<()> {
         problem.tensors(request)?;
-        match request.op {
-            Op::Forward | Op::Backward if problem.program().is_plain_softmax() => Ok(()),
-            op => Err(Error::unsupported(NAME, op.name(), "no engine of this backend does it")),
-        }
+        Kind::of(problem, request).map(|_| ())
     }
 
     pub(crate) fn new(
@@ -47,15 +71,35 @@ impl CpuPlan {
         let crew = Crew::new(isa, pool);
         let mut config =
             vec![("isa".to_owned(), isa.name().to_owned()), ("threads".to_owned(), crew.threads.to_string())];
-        let engine = Softmax::new(problem, request, options, crew)?;
-        let coverage = engine.coverage();
+        let (engine, coverage): (Box<dyn Engine>, Coverage) = match Kind::of(problem, request)? {
+            Kind::Linear => {
+                let engine = Linear::new(problem, request, options, crew)?;
+                let coverage = engine.coverage();
+                (Box::new(engine), coverage)
+            }
+            Kind::Softmax => {
+                let engine = Softmax::new(problem, request, options, crew)?;
+                let coverage = engine.coverage();
+                (Box::new(engine), coverage)
+            }
+            Kind::Programs => {
+                let engine = Programs::new(problem, request, options, crew)?;
+                let coverage = engine.coverage();
+                (Box::new(engine), coverage)
+            }
+            Kind::Unfused => {
+                let engine = Unfused::new(problem, request, options, crew)?;
+                let coverage = engine.coverage();
+                (Box::new(engine), coverage)
+            }
+        };
         config.extend(engine.config());
         let cost = Cost::of(problem, request, &coverage, device);
         let bytes = engine.lines().saturating_mul(size_of::<Line>());
         Ok(Self {
             tensors: problem.tensors(request)?,
             report: PlanReport::new(NAME, config, coverage, cost, bytes),
-            engine: Box::new(engine),
+            engine,
         })
     }
 

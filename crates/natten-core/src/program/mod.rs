@@ -43,7 +43,7 @@ pub use self::interval::*;
 pub use self::lower::{Given, GradStages, LoadGradient, Lowered, LoweredVector, Pushed, StageElement};
 pub use self::presets::{PRESETS, Preset};
 pub use self::row::{Algorithm, MAX_STAGES, Reduce, Row, Stage};
-pub use self::text::Field;
+pub use self::text::{Field, check_name, is_reserved};
 pub(crate) use self::row::depends_on_element;
 
 use self::text::{ParsedRow, Scope, Spans};
@@ -186,7 +186,23 @@ impl Program {
 
     /// Whether scores become weights by softmax and nothing else happens.
     pub fn is_plain_softmax(&self) -> bool {
-        *self == Self::softmax(self.rank)
+        let node = |expr: Expr| self.graph.node(expr);
+        let [stage] = &self.row.stages[..] else { return false };
+        let is_softmax = match node(self.row.weight) {
+            Node::Unary(Unary::Exp, inner) => match node(*inner) {
+                Node::Binary(Binary::Sub, a, b) => *a == stage.value && *node(*b) == Node::Var(Var::Stage(0)),
+                _ => false,
+            },
+            _ => false,
+        };
+        is_softmax
+            && stage.reduce == Reduce::Lse
+            && *node(stage.value) == Node::Var(Var::X)
+            && *node(self.score) == Node::Var(Var::Score)
+            && self.mask.is_none()
+            && self.post.is_none()
+            && self.decay.is_none()
+            && self.mods() == [None; 3]
     }
 
     /// The expression of a field; a row's is its weight.

@@ -17,13 +17,13 @@ mod forward;
 mod grad_keys;
 mod grad_queries;
 mod scratch;
-mod stationary;
+pub(crate) mod stationary;
 
 use natten_core::Problem;
 use natten_core::geometry::TileBox;
 
-use bias::Pairs;
-pub(crate) use bias::{Bias, BiasGradient};
+
+pub(crate) use bias::{Bias, BiasGradient, Pairs};
 pub(crate) use grad_queries::bias_partials_per_head;
 pub(crate) use scratch::{Scratch, ScratchSizes};
 

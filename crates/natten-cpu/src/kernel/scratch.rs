@@ -11,7 +11,7 @@ pub(crate) struct ScratchSizes {
     pub(crate) width: usize,
     /// `head_dim` and `head_dim_v`, rounded up to whole vectors.
     pub(crate) stride: [usize; 2],
-    dims: [usize; 2],
+    pub(crate) dims: [usize; 2],
     rows: usize,
     groups: usize,
     masks: usize,

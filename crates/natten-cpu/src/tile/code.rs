@@ -47,7 +47,8 @@ pub(super) struct Instruction {
 /// See [`Output::Scatter`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scatter {
-    pub(super) base: usize,
+    /// Among [`TileRun::tables`](super::TileRun::tables).
+    pub(super) table: usize,
     pub(super) offset: Place,
     /// The class of the offset.
     pub(super) class: Class,
@@ -120,11 +121,11 @@ impl TileCode {
                     let value = builder.expr(*expr)?;
                     plan.masks.push(builder.of_lanes(value));
                 }
-                Output::Scatter { capture, base, index, gradient } => {
+                Output::Scatter { capture, table, index, gradient } => {
                     let index = index.iter().map(|&i| builder.expr(i)).collect::<Result<Vec<_>>>()?;
                     let offset = builder.offset(*capture, &index)?;
                     let gradient = builder.expr(*gradient)?;
-                    plan.scatters.push((*base, offset, builder.of_lanes(gradient)));
+                    plan.scatters.push((*table, offset, builder.of_lanes(gradient)));
                 }
             }
         }
@@ -159,7 +160,7 @@ impl TileCode {
 struct Plan {
     tiles: Vec<usize>,
     masks: Vec<usize>,
-    /// Base, offset, gradient.
+    /// Table, offset, gradient.
     scatters: Vec<(usize, usize, usize)>,
 }
 
@@ -239,8 +240,8 @@ impl Plan {
                 });
             }
         }
-        let scatters = self.scatters.iter().map(|&(base, offset, gradient)| Scatter {
-            base,
+        let scatters = self.scatters.iter().map(|&(table, offset, gradient)| Scatter {
+            table,
             offset: places[offset],
             class: values[offset].class,
             gradient: places[gradient],

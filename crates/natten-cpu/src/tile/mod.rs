@@ -54,8 +54,8 @@ pub(crate) enum Output {
     Scatter {
         /// The captured tensor, by number.
         capture: u8,
-        /// Where its gradient begins in [`TileRun::tables`].
-        base: usize,
+        /// Its gradient, among [`TileRun::tables`].
+        table: usize,
         /// The element, one integer an axis. An index is clamped into its axis.
         index: Vec<Expr>,
         /// What is added.
@@ -107,6 +107,7 @@ pub(crate) struct TileRun<'a, R> {
     pub(crate) outputs: &'a [*mut R],
     /// A row each: the lanes that count. Empty where there are neither masks nor scatters.
     pub(crate) masks: &'a mut [u32],
-    /// The gradients of captured tensors, each contiguous.
-    pub(crate) tables: &'a mut [f64],
+    /// The gradients of captured tensors, each contiguous: where the entry of element 0 is, or would be where a gradient
+    /// has some elements alone.
+    pub(crate) tables: &'a [*mut f64],
 }

@@ -22,10 +22,10 @@ pub(super) unsafe fn add<S: Simd>(
     scatter: &Scatter,
     (offset, gradient): (Operand, Operand),
     rows: Range<usize>,
-    tile: &mut TileRun<'_, S::T>,
+    tile: &TileRun<'_, S::T>,
     sums: &mut [f64],
 ) {
-    let lanes = all_lanes(tile.lanes);
+    let (lanes, table) = (all_lanes(tile.lanes), tile.tables[scatter.table]);
     for (row, &mask) in tile.masks[rows].iter().enumerate() {
         let counts = mask & lanes;
         // SAFETY: the caller's.
@@ -38,8 +38,7 @@ pub(super) unsafe fn add<S: Simd>(
                 Class::Row if counts != 0 => {
                     let mut sums = [0.0; MAX_WIDTH];
                     add_counting(counts, numbers, &mut sums[..S::WIDTH]);
-                    let at = scatter.base + *offsets.add(row) as usize;
-                    tile.tables[at] += sums[..S::WIDTH].iter().sum::<f64>();
+                    *table.wrapping_add(*offsets.add(row) as usize) += sums[..S::WIDTH].iter().sum::<f64>();
                 }
                 Class::Row => {}
                 Class::Pair => {
@@ -47,8 +46,8 @@ pub(super) unsafe fn add<S: Simd>(
                     while left != 0 {
                         let lane = left.trailing_zeros() as usize;
                         left &= left - 1;
-                        let at = scatter.base + *offsets.add(row * S::WIDTH + lane) as usize;
-                        tile.tables[at] += numbers[lane].to_f64();
+                        let entry = table.wrapping_add(*offsets.add(row * S::WIDTH + lane) as usize);
+                        *entry += numbers[lane].to_f64();
                     }
                 }
             }
@@ -72,18 +71,17 @@ fn add_counting<R: Real>(counts: u32, numbers: &[R], sums: &mut [f64]) {
 pub(super) unsafe fn finish<S: Simd>(
     scatter: &Scatter,
     offset: Operand,
-    tile: &mut TileRun<'_, S::T>,
+    tile: &TileRun<'_, S::T>,
     sums: &[f64],
 ) {
+    let table = tile.tables[scatter.table];
     // SAFETY: the caller's.
-    let offset = |lane: usize| unsafe { *offset.at.cast::<i32>().add(lane) as usize };
+    let add = |lane: usize, sum: f64| unsafe {
+        *table.wrapping_add(*offset.at.cast::<i32>().add(lane) as usize) += sum;
+    };
     match scatter.class {
-        Class::Uniform => tile.tables[scatter.base + offset(0)] += sums.iter().sum::<f64>(),
-        Class::Lane => {
-            for (lane, sum) in sums.iter().enumerate().take(tile.lanes) {
-                tile.tables[scatter.base + offset(lane)] += sum;
-            }
-        }
+        Class::Uniform => add(0, sums.iter().sum::<f64>()),
+        Class::Lane => sums.iter().enumerate().take(tile.lanes).for_each(|(lane, &sum)| add(lane, sum)),
         Class::Row | Class::Pair => {}
     }
 }

@@ -455,3 +455,38 @@ fn what_is_no_range_is_unknown() {
     assert_eq!(HostCapture::new(&[], &[2.0]).and_then(|one| one.range(&[])), Some([2.0, 2.0]));
     assert_eq!(HostCapture::new(&[2], &[2.0, 1.0]).and_then(|two| two.range(&[[1, 0]])), None);
 }
+
+/// NaN among otherwise bounded numbers: at 0 to 2 the roots of -3 to -1.
+#[test]
+fn nan_fails_every_comparison_but_one() {
+    let mut g = Graph::new();
+    let (q, three, five, nine) = (g.index(Index::Query), g.int(3), g.float(5.0), g.float(9.0));
+    let difference = g.sub(q, three);
+    let number = g.unary(Unary::ToFloat, difference);
+    let root = g.unary(Unary::Sqrt, number);
+    let x = g.add(root, five);
+    let (whole, four) = (g.unary(Unary::ToInt, x), g.int(4));
+    let at = TokenBox { grid: [1, 1, 8], tokens: [[0; 2], [0; 2], [0, 7]] };
+    let ranges = ranges_of(1, 0, 0, 0, &at, &at);
+    for (op, a, b) in [
+        (Compare::Lt, x, nine),
+        (Compare::Le, x, nine),
+        (Compare::Ne, x, nine),
+        (Compare::Le, x, x),
+        (Compare::Eq, x, x),
+        (Compare::Lt, x, x),
+        (Compare::Ne, x, x),
+        (Compare::Lt, four, whole),
+    ] {
+        let mask = g.compare(op, a, b);
+        let expected = match op {
+            Compare::Ne if a != b => Verdict::Full,
+            Compare::Lt if a == b => Verdict::Empty,
+            _ => Verdict::Partial,
+        };
+        assert_eq!(classify(&g, mask, &ranges, &HostCaptures::default()), expected, "{op:?}");
+    }
+    // A number that f32 does not have may be 0 there, and its logarithm infinite.
+    let log = Real { lo: 1e-40, hi: 1.0, nan: false }.unary(Unary::Log);
+    assert_eq!((log.lo, log.nan), (f64::NEG_INFINITY, false));
+}

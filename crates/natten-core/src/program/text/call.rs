@@ -3,20 +3,21 @@
 use crate::error::{Error, Result};
 use crate::program::expr::{Expr, Type, Unary};
 
+use super::expression::{Inside, Step};
 use super::lex::Token;
 use super::names::{self, Function, Known};
 use super::parse::{Operand, Parser};
 use super::{Field, Span};
 
-impl Parser<'_> {
-    /// A call, from its parenthesis on.
-    pub(super) fn call(&mut self, name: &str, span: Span) -> Result<Operand> {
+impl<'p> Parser<'p> {
+    /// A call, from its parenthesis on: a value if there is no expression in it.
+    pub(super) fn call(&mut self, name: &'p str, span: Span) -> Result<Step<'p>> {
         let function = match names::known(name) {
             Some(Known::Function(function)) => function,
             known => return Err(self.not_a_function(name, known, span)),
         };
         if let (Field::Row, Function::Lane(Unary::LaneSum) | Function::Reduction) = (self.field, function) {
-            let message = format!("'{name}' stands only at the head of a stage,");
+            let message = format!("'{name}' stands only at the head of a stage");
             let hint = format!("write a = {name}(…); and use a in the weight");
             return Err(self.refuse(span, message, hint));
         }
@@ -24,24 +25,51 @@ impl Parser<'_> {
             let message = format!("'{name}' has no meaning in {}", self.field);
             return Err(self.refuse(span, message, place));
         }
-        let (_, open) = self.next();
-        match function {
-            Function::Powi => self.powi(span, open),
-            Function::Random => self.random(span, open),
-            _ => {
-                let arguments = self.arguments(open)?;
-                let whole = self.close(span, ")")?;
-                let expr = self.value(name, function, &arguments, whole)?;
-                Ok(self.operand(expr, whole))
-            }
+        self.next();
+        if let (Function::Random, Token::Int(seed), Token::Mark(")")) =
+            (function, self.peek(), self.peek_at(1))
+        {
+            self.next();
+            let whole = self.close(span, ")")?;
+            let (low, high) =
+                (self.graph.int(seed as u32 as i32), self.graph.int((seed >> 32) as u32 as i32));
+            let expr = self.graph.random(low, high);
+            return Ok(Step::Value(self.operand(expr, whole)));
         }
+        if self.peek() == Token::Mark(")") {
+            return self.called(name, function, span, &[]).map(Step::Value);
+        }
+        Ok(Step::Expect(Inside::Call { name, function, span, arguments: Vec::new() }))
+    }
+
+    /// The value of a call, from behind its last expression on. `span` is the name's.
+    pub(super) fn called(
+        &mut self,
+        name: &str,
+        function: Function,
+        span: Span,
+        arguments: &[Operand],
+    ) -> Result<Operand> {
+        let exponent = match (function, arguments) {
+            (Function::Powi, [_]) if self.take(",") => Some(self.exponent()?),
+            _ => None,
+        };
+        let whole = self.close(span, ")")?;
+        let expr = match (exponent, arguments) {
+            (Some(exponent), &[base]) => {
+                let base = self.number(base, name)?;
+                self.graph.powi(base, exponent)
+            }
+            _ => self.value(name, function, arguments, whole)?,
+        };
+        Ok(self.operand(expr, whole))
     }
 
     fn not_a_function(&self, name: &str, known: Option<Known>, span: Span) -> Error {
         let (message, hint) = if self.scope.captures.iter().any(|capture| capture.name == name) {
-            (format!("'{name}' is a captured tensor, not a function,"), format!("write {name}[…]"))
+            (format!("'{name}' is a captured tensor, not a function"), format!("write {name}[…]"))
         } else if known.is_some() {
-            (format!("'{name}' is not a function,"), format!("for a product write {name} * (…)"))
+            (format!("'{name}' is not a function"), format!("for a product write {name} * (…)"))
         } else {
             let hint = match names::nearest(name, names::functions()) {
                 Some(near) => format!("did you mean '{near}'?"),
@@ -52,20 +80,6 @@ impl Parser<'_> {
         self.refuse(span, message, hint)
     }
 
-    /// The arguments up to the closing parenthesis.
-    fn arguments(&mut self, open: Span) -> Result<Vec<Operand>> {
-        let mut arguments = Vec::new();
-        if self.peek() == Token::Mark(")") {
-            return Ok(arguments);
-        }
-        loop {
-            arguments.push(self.nested(open, Self::expression)?);
-            if !self.take(",") {
-                return Ok(arguments);
-            }
-        }
-    }
-
     /// The value of a function of expressions.
     fn value(&mut self, name: &str, function: Function, arguments: &[Operand], span: Span) -> Result<Expr> {
         Ok(match (function, arguments) {
@@ -73,7 +87,7 @@ impl Parser<'_> {
                 if let (Unary::LaneHalf | Unary::LanePair, Some(dim)) = (op, self.scope.dim)
                     && dim % 2 != 0
                 {
-                    let message = format!("'{name}' needs an even head dim, this one is {dim},");
+                    let message = format!("'{name}' needs an even head dim, not {dim}");
                     return Err(self.refuse(span, message, "pad the vectors to an even length"));
                 }
                 let a = self.number(a, name)?;
@@ -113,10 +127,20 @@ impl Parser<'_> {
                 let (a, b) = (self.integer(a, name)?, self.integer(b, name)?);
                 self.graph.binary(op, a, b)
             }
+            (Function::Random, &[low, high]) => {
+                let (low, high) = (self.integer(low, name)?, self.integer(high, name)?);
+                self.graph.random(low, high)
+            }
+            (Function::Random, _) => {
+                let message =
+                    format!("random takes a literal seed or two integers, found {}", arguments.len());
+                let hint = "write random(42), or random(seed[0], seed[1]) of a captured i32 tensor";
+                return Err(self.refuse(span, message, hint));
+            }
             (_, arguments) => {
                 let takes = match function {
                     Function::Select => 3,
-                    Function::LogAddExp | Function::Either(_) | Function::Integer(_) => 2,
+                    Function::LogAddExp | Function::Powi | Function::Either(_) | Function::Integer(_) => 2,
                     _ => 1,
                 };
                 return Err(self.wrong_count(name, takes, arguments.len(), span));
@@ -130,18 +154,11 @@ impl Parser<'_> {
             ("min" | "max", Field::Row) => format!("the {name} of a row is a stage: a = {name}(x); …"),
             _ => format!("write {name}({})", ["a", "b", "c"][..takes.min(3)].join(", ")),
         };
-        self.refuse(span, format!("{name} takes {takes} argument{plural}, found {found},"), hint)
+        self.refuse(span, format!("{name} takes {takes} argument{plural}, not {found}"), hint)
     }
 
-    /// `powi(x, n)`, from its first argument on.
-    fn powi(&mut self, span: Span, open: Span) -> Result<Operand> {
-        let base = self.nested(open, Self::expression)?;
-        if !self.take(",") {
-            return Err(match self.peek() {
-                Token::Mark(")") => self.wrong_count("powi", 2, 1, span),
-                _ => self.unexpected("','"),
-            });
-        }
+    /// The literal that powi's exponent is.
+    fn exponent(&mut self) -> Result<i32> {
         let at = self.here();
         let is_negative = self.take("-");
         let magnitude = match self.next() {
@@ -149,36 +166,13 @@ impl Parser<'_> {
             _ => None,
         };
         let exponent = magnitude.map(|value| if is_negative { -value } else { value });
-        let exponent = exponent.and_then(|value| i32::try_from(value).ok());
-        let (Some(exponent), Token::Mark(")")) = (exponent, self.peek()) else {
-            let message = "the exponent of powi must be a literal integer of 32 bits";
-            return Err(self.refuse(at, message, "for other powers write exp(y * log(x))"));
-        };
-        let whole = self.close(span, ")")?;
-        let base = self.number(base, "powi")?;
-        let expr = self.graph.powi(base, exponent);
-        Ok(self.operand(expr, whole))
-    }
-
-    /// `random(seed)` or `random(low, high)`, from its first argument on.
-    fn random(&mut self, span: Span, open: Span) -> Result<Operand> {
-        let (low, high) = match (self.peek(), self.peek_at(1)) {
-            (Token::Int(seed), Token::Mark(")")) => {
-                self.next();
-                (self.graph.int(seed as u32 as i32), self.graph.int((seed >> 32) as u32 as i32))
+        match (exponent.and_then(|value| i32::try_from(value).ok()), self.peek()) {
+            (Some(exponent), Token::Mark(")")) => Ok(exponent),
+            _ => {
+                let message = "the exponent of powi must be a literal integer of 32 bits";
+                Err(self.refuse(at, message, "for other powers write exp(y * log(x))"))
             }
-            _ => match self.arguments(open)?[..] {
-                [low, high] => (self.integer(low, "random")?, self.integer(high, "random")?),
-                ref arguments => {
-                    let message = format!("random takes a literal seed or two integers, found {}", arguments.len());
-                    let hint = "write random(42), or random(seed[0], seed[1]) of a captured i32 tensor";
-                    return Err(self.refuse(span, message, hint));
-                }
-            },
-        };
-        let whole = self.close(span, ")")?;
-        let expr = self.graph.random(low, high);
-        Ok(self.operand(expr, whole))
+        }
     }
 
     /// The argument of `what`, a number or an integer.
@@ -186,7 +180,7 @@ impl Parser<'_> {
         match self.graph.type_of(a.expr) {
             Type::B => Err(self.refuse(
                 a.span,
-                format!("{what} takes numbers, this is a condition,"),
+                format!("{what} takes numbers, not a condition"),
                 "choose numbers by it: select(condition, 1, 0)",
             )),
             _ => Ok(a.expr),
@@ -218,7 +212,7 @@ impl Parser<'_> {
             Type::I => Ok(a.expr),
             ty => Err(self.refuse(
                 a.span,
-                format!("{what} takes an integer, this is {ty},"),
+                format!("{what} takes an integer, not {ty}"),
                 "int(x) rounds a number down",
             )),
         }
@@ -228,11 +222,9 @@ impl Parser<'_> {
     pub(super) fn condition(&self, a: Operand, what: &str) -> Result<Expr> {
         match self.graph.type_of(a.expr) {
             Type::B => Ok(a.expr),
-            ty => Err(self.refuse(
-                a.span,
-                format!("{what} takes a condition, this is {ty},"),
-                "compare it: x != 0",
-            )),
+            ty => {
+                Err(self.refuse(a.span, format!("{what} takes a condition, not {ty}"), "compare it: x != 0"))
+            }
         }
     }
 }

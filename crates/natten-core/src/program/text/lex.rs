@@ -40,8 +40,8 @@ pub(super) struct Lexeme<'t> {
 
 /// Longer ones first, so that the longest fits.
 const MARKS: [&str; 22] = [
-    "||", "&&", "<=", ">=", "==", "!=", "//", "<", ">", "+", "-", "*", "/", "%", "!", "(", ")", "[", "]", ",", ";",
-    "=",
+    "||", "&&", "<=", ">=", "==", "!=", "//", "<", ">", "+", "-", "*", "/", "%", "!", "(", ")", "[", "]",
+    ",", ";", "=",
 ];
 
 /// Marks of other languages, and what to write instead. Those that begin like one of ours are looked for first.
@@ -61,8 +61,12 @@ const FOREIGN: [(&str, &str); 9] = [
 pub(super) fn lex(field: Field, text: &str) -> Result<Vec<Lexeme<'_>>> {
     if text.len() > MAX_TEXT {
         let shown = text.chars().take(32).collect::<String>() + "…";
-        let message = format!("the text is {} bytes long, the limit is {MAX_TEXT},", text.len());
-        return Err(Span { field, start: 0, end: 0 }.error(&shown, message, "put numbers into a captured tensor"));
+        let message = format!("the text is {} bytes long, the limit is {MAX_TEXT}", text.len());
+        return Err(Span { field, start: 0, end: 0 }.error(
+            &shown,
+            message,
+            "put numbers into a captured tensor",
+        ));
     }
     let mut words = Vec::new();
     let mut start = 0;
@@ -76,13 +80,14 @@ pub(super) fn lex(field: Field, text: &str) -> Result<Vec<Lexeme<'_>>> {
         let refuse = |message: String, hint: &'static str| {
             Err(Span { field, start, end: start + first.len_utf8() }.error(text, message, hint))
         };
-        let foreign = FOREIGN.iter().find(|(mark, _)| {
-            rest.starts_with(mark) && !rest.starts_with("&&") && !rest.starts_with("||")
-        });
+        let foreign = FOREIGN
+            .iter()
+            .find(|(mark, _)| rest.starts_with(mark) && !rest.starts_with("&&") && !rest.starts_with("||"));
         let (token, len) = if first.is_ascii_digit() || first == '.' {
             let len = number_len(rest);
             let digits = &rest[..len];
-            if rest[len..].starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '.') || digits == "." {
+            if rest[len..].starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '.') || digits == "."
+            {
                 let word = &rest[..end_while(|c| c.is_alphanumeric() || c == '_' || c == '.')];
                 return refuse(format!("'{word}' is not a number"), "write 2.5, 1e-3, or 2 * x");
             }

@@ -16,6 +16,7 @@ use super::expr::Expr;
 use super::row::Reduce;
 
 mod call;
+mod expression;
 mod lex;
 mod names;
 mod parse;
@@ -28,10 +29,10 @@ pub(super) use parse::{parse, parse_row};
 pub(super) use print::print;
 
 /// The most bytes of a text.
-pub const MAX_TEXT: usize = 1 << 16;
+pub(crate) const MAX_TEXT: usize = 1 << 16;
 
 /// The deepest that parentheses and arguments may nest.
-pub const MAX_DEPTH: usize = 256;
+pub(crate) const MAX_DEPTH: usize = 256;
 
 /// Where an expression stands: which names it may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,40 +97,45 @@ impl fmt::Display for Field {
 
 /// What a parser knows: the captured tensors, the number of token axes, and the vector length of mods.
 #[derive(Clone, Copy, Debug)]
-pub struct Scope<'a> {
+pub(crate) struct Scope<'a> {
     /// The captured tensors; a load goes by the place in this list.
-    pub captures: &'a [Capture],
+    pub(crate) captures: &'a [Capture],
     /// The number of token axes.
-    pub rank: usize,
+    pub(crate) rank: usize,
     /// The length of the vectors, where it is known: then `dim` is this number.
-    pub dim: Option<usize>,
+    pub(crate) dim: Option<usize>,
 }
 
 /// A part of a program's text, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Span {
+pub(crate) struct Span {
     /// Which text.
-    pub field: Field,
+    pub(crate) field: Field,
     /// The first byte.
-    pub start: usize,
+    pub(crate) start: usize,
     /// The byte behind the last.
-    pub end: usize,
+    pub(crate) end: usize,
 }
 
 impl Span {
     /// The error of this part of `text`.
-    pub fn error(self, text: &str, message: impl Into<String>, hint: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    pub(crate) fn error(
+        self,
+        text: &str,
+        message: impl Into<String>,
+        hint: impl Into<std::borrow::Cow<'static, str>>,
+    ) -> Error {
         Error::program(self.field.name(), text, self.start, message, hint)
     }
 }
 
 /// Where in the text each node came from, by its first occurrence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Spans(HashMap<Expr, Span>);
+pub(crate) struct Spans(HashMap<Expr, Span>);
 
 impl Spans {
     /// Where a node came from; none of a node that was derived.
-    pub fn get(&self, expr: Expr) -> Option<Span> {
+    pub(crate) fn get(&self, expr: Expr) -> Option<Span> {
         self.0.get(&expr).copied()
     }
 
@@ -140,11 +146,11 @@ impl Spans {
 
 /// A row function as it is written.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ParsedRow {
+pub(crate) struct ParsedRow {
     /// The stages, in order: name, reduction, and what is reduced.
-    pub stages: Vec<(String, Reduce, Expr)>,
+    pub(crate) stages: Vec<(String, Reduce, Expr)>,
     /// The weight.
-    pub weight: Expr,
+    pub(crate) weight: Expr,
 }
 
 /// How tight an expression binds, loosest first.

@@ -163,20 +163,26 @@ pub(super) fn values<'n>(field: Field, rank: usize) -> impl Iterator<Item = &'n 
         Known::Function(_) => false,
         _ => true,
     };
-    NAMES.iter().filter(move |(_, known)| stands(known) && belongs(*known, field).is_ok()).map(|&(name, _)| name)
+    NAMES
+        .iter()
+        .filter(move |(_, known)| stands(known) && belongs(*known, field).is_ok())
+        .map(|&(name, _)| name)
 }
 
 /// Whether a name has a meaning in a field; otherwise where it has one.
 pub(super) fn belongs(known: Known, field: Field) -> Result<(), &'static str> {
     let (belongs, place) = match known {
         Known::Var(Var::Score) => (field == Field::Score, "score is of the score text"),
-        Known::Var(_) => (field == Field::Row || field.is_mod(), "x is of row, query_mod, key_mod and value_mod"),
+        Known::Var(_) => {
+            (field == Field::Row || field.is_mod(), "x is of row, query_mod, key_mod and value_mod")
+        }
         Known::Index(Index::Lane | Index::Dim) => {
             (field.is_mod(), "d and dim are of query_mod, key_mod and value_mod")
         }
-        Known::Index(Index::Query | Index::QueryAxis(_)) => {
-            (!matches!(field, Field::KeyMod | Field::ValueMod), "the vector of a key is the same for every query")
-        }
+        Known::Index(Index::Query | Index::QueryAxis(_)) => (
+            !matches!(field, Field::KeyMod | Field::ValueMod),
+            "the vector of a key is the same for every query",
+        ),
         Known::Index(Index::Key | Index::KeyAxis(_)) => {
             (field != Field::QueryMod, "the vector of a query is the same for every key")
         }

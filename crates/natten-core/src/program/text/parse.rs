@@ -1,13 +1,12 @@
-//! From a text to expressions: operators by precedence, types, and the statements of rows.
+//! From a text to expressions: whole texts, the statements of rows, and the way through the words.
 
-use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::program::expr::{Binary, Buffer, Expr, Graph, Index, Type, Unary, Var};
+use crate::program::expr::{Expr, Graph, Type};
 use crate::program::row::{MAX_STAGES, Reduce};
 
 use super::lex::{Lexeme, Token, lex};
-use super::names::{self, Infix, Known};
-use super::{Field, Level, MAX_DEPTH, ParsedRow, Scope, Span, Spans};
+use super::names;
+use super::{Field, ParsedRow, Scope, Span, Spans};
 
 /// The expression of a text, of the type that its field has.
 pub(in crate::program) fn parse(
@@ -44,7 +43,11 @@ pub(in crate::program) fn parse_row(
         Token::End => {}
         Token::Mark(";") => {
             let hint = "the weight stands last: a = sum(x); x / a";
-            return Err(parser.refuse(value.span, "a statement before the last must be name = sum|max|min|lse(…)", hint));
+            return Err(parser.refuse(
+                value.span,
+                "a statement before the last must be name = sum|max|min|lse(…)",
+                hint,
+            ));
         }
         _ => return Err(parser.unexpected("an operator or the end")),
     }
@@ -58,24 +61,6 @@ pub(super) struct Operand {
     pub(super) span: Span,
 }
 
-/// What an operator does.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Action {
-    Neg,
-    Not,
-    Infix(Infix),
-}
-
-/// An operator that waits for its right side.
-#[derive(Clone, Copy, Debug)]
-struct Pending {
-    mark: &'static str,
-    action: Action,
-    level: Level,
-    span: Span,
-    left: Option<Operand>,
-}
-
 pub(super) struct Parser<'p> {
     pub(super) graph: &'p mut Graph,
     spans: &'p mut Spans,
@@ -84,9 +69,8 @@ pub(super) struct Parser<'p> {
     pub(super) scope: &'p Scope<'p>,
     words: Vec<Lexeme<'p>>,
     at: usize,
-    depth: usize,
     /// The names of a row's stages, where its weight is read.
-    stages: Option<Vec<String>>,
+    pub(super) stages: Option<Vec<String>>,
 }
 
 impl<'p> Parser<'p> {
@@ -98,7 +82,7 @@ impl<'p> Parser<'p> {
         scope: &'p Scope<'p>,
     ) -> Result<Self> {
         let words = lex(field, text)?;
-        Ok(Self { graph, spans, field, text, scope, words, at: 0, depth: 0, stages: None })
+        Ok(Self { graph, spans, field, text, scope, words, at: 0, stages: None })
     }
 
     /// The word `ahead` of the next one.
@@ -159,12 +143,18 @@ impl<'p> Parser<'p> {
         let hint = match token {
             Token::End => "the text ends too early",
             Token::Mark("=") if self.field != Field::Row => "a comparison is ==",
-            Token::Mark("=") => "a stage is name = sum|max|min|lse(…) at the head of a statement; a comparison is ==",
+            Token::Mark("=") => {
+                "a stage is name = sum|max|min|lse(…) at the head of a statement; a comparison is =="
+            }
             Token::Mark(";") if self.field != Field::Row => "only a row has more than one statement",
             Token::Mark(_) => "see that parentheses match",
             _ => "an operator may be missing",
         };
-        self.refuse(Span { field: self.field, start, end }, format!("expected {expected}, found {token}"), hint)
+        self.refuse(
+            Span { field: self.field, start, end },
+            format!("expected {expected}, found {token}"),
+            hint,
+        )
     }
 
     /// An expression of the graph, noted as written here.
@@ -185,235 +175,16 @@ impl<'p> Parser<'p> {
             (Field::Mask, Type::B) => Ok(value.expr),
             (Field::Mask, ty) => Err(self.refuse(
                 value.span,
-                format!("mask must be a condition, this is {ty},"),
+                format!("mask must be a condition, not {ty}"),
                 "compare it: x != 0",
             )),
             (_, Type::B) => Err(self.refuse(
                 value.span,
-                format!("{field} must be a number, this is a condition,"),
+                format!("{field} must be a number, not a condition"),
                 "choose numbers by it: select(condition, 1, 0)",
             )),
             _ => self.number(value, field.name()),
         }
-    }
-
-    pub(super) fn expression(&mut self) -> Result<Operand> {
-        let mut pending: Vec<Pending> = Vec::new();
-        loop {
-            while let Some(prefix) = self.prefix() {
-                pending.push(prefix);
-            }
-            let mut value = self.primary()?;
-            let next = self.infix();
-            while let Some(top) = pending.pop_if(|top| next.is_none_or(|next| top.level >= next.level)) {
-                if let Some(next) = next
-                    && (top.level, next.level) == (Level::Compare, Level::Compare)
-                {
-                    let message = format!("'{}' behind '{}': comparisons do not chain,", next.mark, top.mark);
-                    return Err(self.refuse(next.span, message, "use &&: a < b && b < c"));
-                }
-                value = self.apply(top, value)?;
-            }
-            match next {
-                Some(next) => pending.push(Pending { left: Some(value), ..next }),
-                None => return Ok(value),
-            }
-        }
-    }
-
-    /// Takes a prefix operator, if one is next. The smallest integer is a literal, as what follows its sign is none.
-    fn prefix(&mut self) -> Option<Pending> {
-        let (mark, action) = match self.peek() {
-            Token::Mark("-") if self.peek_at(1) == Token::Int(1 << 31) => return None,
-            Token::Mark(mark @ "-") => (mark, Action::Neg),
-            Token::Mark(mark @ "!") => (mark, Action::Not),
-            _ => return None,
-        };
-        let (_, span) = self.next();
-        Some(Pending { mark, action, level: Level::Prefix, span, left: None })
-    }
-
-    /// Takes an operator between two expressions, if one is next.
-    fn infix(&mut self) -> Option<Pending> {
-        let Token::Mark(mark) = self.peek() else { return None };
-        let (infix, level) = names::infix(mark)?;
-        let (_, span) = self.next();
-        Some(Pending { mark, action: Action::Infix(infix), level, span, left: None })
-    }
-
-    /// The value of an operator and its arguments.
-    fn apply(&mut self, operator: Pending, right: Operand) -> Result<Operand> {
-        let left = operator.left.unwrap_or(right);
-        let start = operator.left.map_or(operator.span.start, |left| left.span.start);
-        let span = Span { start, ..right.span };
-        let name = format!("'{}'", operator.mark);
-        let expr = match operator.action {
-            Action::Neg => {
-                let a = self.numeric(right, &name)?;
-                self.graph.unary(Unary::Neg, a)
-            }
-            Action::Not => {
-                let a = self.condition(right, &name)?;
-                self.graph.unary(Unary::Not, a)
-            }
-            Action::Infix(Infix::Logic(op)) => {
-                let (a, b) = (self.condition(left, &name)?, self.condition(right, &name)?);
-                self.graph.binary(op, a, b)
-            }
-            Action::Infix(Infix::Arithmetic(Binary::Div)) => {
-                let (a, b) = (self.number(left, &name)?, self.number(right, &name)?);
-                self.graph.div(a, b)
-            }
-            Action::Infix(Infix::Arithmetic(op)) => {
-                let (a, b) = self.alike(left, right, &name)?;
-                self.graph.binary(op, a, b)
-            }
-            Action::Infix(Infix::Compare(op)) => {
-                let (a, b) = self.alike(left, right, &name)?;
-                self.graph.compare(op, a, b)
-            }
-            Action::Infix(Infix::Flipped(op)) => {
-                let (a, b) = self.alike(left, right, &name)?;
-                self.graph.compare(op, b, a)
-            }
-        };
-        Ok(self.operand(expr, span))
-    }
-
-    /// A literal, a name, a load, a call, or parentheses.
-    fn primary(&mut self) -> Result<Operand> {
-        let (token, span) = match self.peek() {
-            Token::Mark("-" | "(") | Token::Int(_) | Token::Float(_) | Token::Name(_) => self.next(),
-            _ => return Err(self.unexpected("an expression")),
-        };
-        let expr = match token {
-            Token::Name(name) => return self.name(name, span),
-            Token::Float(value) => self.graph.float(value),
-            Token::Int(value) => match i32::try_from(value) {
-                Ok(value) => self.graph.int(value),
-                Err(_) => {
-                    let message = format!("{value} is beyond the 32 bits of an integer,");
-                    return Err(self.refuse(span, message, "write it as a number, with a point"));
-                }
-            },
-            Token::Mark("(") => {
-                let inner = self.nested(span, Self::expression)?;
-                let span = self.close(span, ")")?;
-                return Ok(Operand { span, ..inner });
-            }
-            // A sign that is here belongs to the literal behind it: see `prefix`.
-            _ => {
-                let (_, literal) = self.next();
-                let expr = self.graph.int(i32::MIN);
-                return Ok(self.operand(expr, Span { end: literal.end, ..span }));
-            }
-        };
-        Ok(self.operand(expr, span))
-    }
-
-    /// Reads something inside parentheses or brackets, not too deep.
-    pub(super) fn nested<T>(&mut self, span: Span, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        if self.depth == MAX_DEPTH {
-            let message = format!("expressions nest deeper than {MAX_DEPTH}");
-            return Err(self.refuse(span, message, "make the expression flatter"));
-        }
-        self.depth += 1;
-        let read = read(self);
-        self.depth -= 1;
-        read
-    }
-
-    /// What a name stands for.
-    fn name(&mut self, name: &str, span: Span) -> Result<Operand> {
-        if self.peek() == Token::Mark("(") {
-            return self.call(name, span);
-        }
-        let scope = self.scope;
-        if let Some(number) = scope.captures.iter().position(|capture| capture.name == name) {
-            return self.load(number, span);
-        }
-        if let Some(stage) = self.stages.as_ref().and_then(|stages| stages.iter().position(|s| s == name)) {
-            let expr = self.graph.var(Var::Stage(stage as u8));
-            return Ok(self.operand(expr, span));
-        }
-        let Some(known) = names::known(name) else { return Err(self.unknown(name, span)) };
-        if self.peek() == Token::Mark("[") {
-            let message = format!("'{name}' has no elements,");
-            return Err(self.refuse(span, message, "only captured tensors are indexed"));
-        }
-        if let Err(place) = names::belongs(known, self.field) {
-            let message = format!("'{name}' has no meaning in {}", self.field);
-            return Err(self.refuse(span, message, place));
-        }
-        let expr = match known {
-            Known::Var(var) => self.graph.var(var),
-            Known::Index(Index::QueryAxis(axis) | Index::KeyAxis(axis)) if usize::from(axis) >= scope.rank => {
-                let message = format!("'{name}' is of an axis that a problem of rank {} does not have,", scope.rank);
-                return Err(self.refuse(span, message, "axes count from 0"));
-            }
-            Known::Index(Index::Dim) => match scope.dim.and_then(|dim| i32::try_from(dim).ok()) {
-                Some(dim) => self.graph.int(dim),
-                None => self.graph.index(Index::Dim),
-            },
-            Known::Index(index) => self.graph.index(index),
-            Known::Number(value) => self.graph.float(value),
-            Known::Truth(value) => self.graph.bool(value),
-            Known::Function(_) => {
-                return Err(self.refuse(span, format!("'{name}' is a function,"), format!("write {name}(…)")));
-            }
-        };
-        Ok(self.operand(expr, span))
-    }
-
-    /// The error of a name that means nothing.
-    fn unknown(&self, name: &str, span: Span) -> Error {
-        let mut values: Vec<&str> = Vec::new();
-        values.extend(self.scope.captures.iter().map(|capture| capture.name.as_str()));
-        values.extend(self.stages.iter().flatten().map(String::as_str));
-        values.extend(names::values(self.field, self.scope.rank));
-        let hint = match names::nearest(name, values.iter().copied().chain(names::functions())) {
-            Some(near) => format!("did you mean '{near}'?"),
-            None if self.field == Field::Row && self.stages.is_none() && !names::is_reserved(name) => {
-                format!("known names are {}; a stage may not use another stage", values.join(" "))
-            }
-            None => format!("known names are {}", values.join(" ")),
-        };
-        self.refuse(span, format!("unknown name '{name}'"), hint)
-    }
-
-    /// An element of a captured tensor.
-    fn load(&mut self, number: usize, span: Span) -> Result<Operand> {
-        let scope = self.scope;
-        let capture = &scope.captures[number];
-        let (mut index, mut whole) = (Vec::new(), span);
-        if self.peek() == Token::Mark("[") {
-            let (_, open) = self.next();
-            loop {
-                let axis = self.nested(open, Self::expression)?;
-                index.push(self.integer(axis, "an index")?);
-                if !self.take(",") {
-                    break;
-                }
-            }
-            whole = self.close(span, "]")?;
-        }
-        if index.len() != capture.shape.len() {
-            let message = format!(
-                "'{}' of shape {:?} takes {} indices, found {}",
-                capture.name,
-                capture.shape,
-                capture.shape.len(),
-                index.len()
-            );
-            let hint = match capture.shape.len() {
-                0 => "a captured number is written without brackets".to_owned(),
-                n => format!("write {}[{}]", capture.name, ["h", "q", "k"].repeat(n)[..n].join(", ")),
-            };
-            return Err(self.refuse(span, message, hint));
-        }
-        let ty = if capture.dtype == DType::I32 { Type::I } else { Type::F };
-        let expr = self.graph.load(Buffer { capture: number as u8, tangent: false }, ty, &index);
-        Ok(self.operand(expr, whole))
     }
 
     /// A statement `name = reduce(…);` of a row.
@@ -425,10 +196,18 @@ impl<'p> Parser<'p> {
         };
         if before.len() == MAX_STAGES {
             let message = format!("a row has more than {MAX_STAGES} stages");
-            return Err(self.refuse(span, message, "join stages, or compute a part beforehand as a captured tensor"));
+            return Err(self.refuse(
+                span,
+                message,
+                "join stages, or compute a part beforehand as a captured tensor",
+            ));
         }
         if names::is_reserved(name) {
-            return Err(self.refuse(span, format!("'{name}' has a meaning in programs,"), "take another name"));
+            return Err(self.refuse(
+                span,
+                format!("'{name}' has a meaning in programs"),
+                "take another name",
+            ));
         }
         let is_capture = self.scope.captures.iter().any(|capture| capture.name == name);
         if is_capture || before.iter().any(|(other, ..)| other == name) {
@@ -444,11 +223,15 @@ impl<'p> Parser<'p> {
             let hint = "only the weight, which stands last, is another expression";
             return Err(self.refuse(at, "a stage must be sum(…), max(…), min(…) or lse(…)", hint));
         };
-        let (_, open) = self.next();
-        let value = self.nested(open, Self::expression)?;
+        self.next();
+        let value = self.expression()?;
         if self.peek() == Token::Mark(",") {
             let message = format!("{} of a row takes one expression", reduce.name());
-            return Err(self.refuse(at, message, "max and min of two are not stages: write them in the weight"));
+            return Err(self.refuse(
+                at,
+                message,
+                "max and min of two are not stages: write them in the weight",
+            ));
         }
         self.close(at, ")")?;
         if self.peek() == Token::End {

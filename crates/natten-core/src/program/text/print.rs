@@ -61,6 +61,8 @@ struct Layout {
     level: Level,
     /// How deep parentheses and arguments nest in it.
     depth: usize,
+    /// Whether a sign in front of it is the sign of all of it: signs move out of products.
+    takes_sign: bool,
 }
 
 #[derive(Clone)]
@@ -93,7 +95,19 @@ impl Printer<'_> {
             }
         };
         let depth = pieces.iter().map(depth).max().unwrap_or(0);
-        Layout { pieces, level, depth }
+        let takes_sign = match (self.graph.node(expr), pieces.first()) {
+            (Node::Binary(Binary::Mul | Binary::Div, ..), Some(Piece::Side(first, level)))
+                if self.graph.type_of(expr) == Type::F && self.graph.as_float(*first).is_none() =>
+            {
+                let is_signed = |first: &Layout| match first.level {
+                    Level::Product => first.takes_sign,
+                    inner => inner == Level::Atom || inner < *level,
+                };
+                known.get(first).is_some_and(is_signed)
+            }
+            _ => false,
+        };
+        Layout { pieces, level, depth, takes_sign }
     }
 
     fn pieces(&mut self, expr: Expr, known: &HashMap<Expr, Layout>) -> (Level, Vec<Piece>) {
@@ -106,6 +120,9 @@ impl Printer<'_> {
             Node::Var(var) => (Level::Atom, vec![Piece::Word(self.var(var))]),
             Node::Index(index) => (Level::Atom, vec![Piece::Word(index_name(index))]),
             Node::Load(buffer, ref index) => (Level::Atom, self.load(buffer, index)),
+            Node::Unary(Unary::Neg, a) if known.get(&a).is_some_and(|layout| layout.takes_sign) => {
+                (Level::Product, vec![Piece::Mark("-"), Piece::Side(a, Level::Product)])
+            }
             Node::Unary(Unary::Neg, a) => {
                 (Level::Prefix, vec![Piece::Mark("-"), Piece::Side(a, Level::Prefix)])
             }
@@ -201,7 +218,8 @@ impl Printer<'_> {
     }
 
     fn primal(&self, var: Primal) -> String {
-        let stage = |k: u8| self.stage_names.get(usize::from(k)).cloned().unwrap_or_else(|| format!("stage{k}"));
+        let stage =
+            |k: u8| self.stage_names.get(usize::from(k)).cloned().unwrap_or_else(|| format!("stage{k}"));
         match var {
             Primal::Score => "score".to_owned(),
             Primal::X => "x".to_owned(),
@@ -254,7 +272,13 @@ fn powi(base: Expr, exponent: i32) -> (Level, Vec<Piece>) {
 
 /// Operators read from the left, so what is right of one binds tighter. Where the sides may change places, that with
 /// the operators goes left: it needs no parentheses there.
-fn infix(operator: Infix, a: Expr, b: Expr, commutes: bool, known: &HashMap<Expr, Layout>) -> (Level, Vec<Piece>) {
+fn infix(
+    operator: Infix,
+    a: Expr,
+    b: Expr,
+    commutes: bool,
+    known: &HashMap<Expr, Layout>,
+) -> (Level, Vec<Piece>) {
     let (mark, level) = names::mark_of(operator).unwrap_or(("?", Level::Or));
     let (left, right) = match level {
         Level::Or => (Level::Or, Level::And),

@@ -1,12 +1,11 @@
 //! What texts mean, what is wrong with those that mean nothing, and that printing is the way back.
 
-use proptest::prelude::*;
-
-use super::names::{log_add_exp, relu};
 use super::*;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::program::expr::{Binary, Buffer, Compare, Graph, Index, Node, Type, Unary, Var};
+use crate::program::expr::{Binary, Buffer, Graph, Index, Node, Type, Unary, Var};
+
+mod round_trip;
 
 fn captures() -> Vec<Capture> {
     let capture = |name: &str, shape: &[usize], dtype| Capture {
@@ -163,32 +162,32 @@ fn errors_point_at_their_place() {
     refused("score score", 7, "expected an operator or the end, found 'score'");
     refused("(score", 7, "expected ')', found the end");
     refused("score)", 6, "found ')'");
-    refused("exp(score, 2)", 1, "exp takes 1 argument, found 2");
-    refused("2 + select(q < k, 1)", 5, "select takes 3 arguments, found 2");
-    refused("max(score)", 1, "max takes 2 arguments, found 1");
-    refused("exp()", 1, "found 0");
+    refused("exp(score, 2)", 1, "exp takes 1 argument, not 2");
+    refused("2 + select(q < k, 1)", 5, "select takes 3 arguments, not 2");
+    refused("max(score)", 1, "max takes 2 arguments, not 1");
+    refused("exp()", 1, "not 0");
     refused("exp + 1", 1, "'exp' is a function");
     refused("score(1)", 1, "'score' is not a function");
     refused("slope(h)", 1, "'slope' is a captured tensor");
-    refused("slope", 1, "takes 1 indices, found 0");
-    refused("slope[h, q]", 1, "takes 1 indices, found 2");
-    refused("slope[score]", 7, "an index takes an integer, this is a number");
+    refused("slope", 1, "takes 1 indices, not 0");
+    refused("slope[h, q]", 1, "takes 1 indices, not 2");
+    refused("slope[score]", 7, "an index takes an integer, not a number");
     refused("slope[h", 8, "expected ']'");
-    refused("c[h]", 1, "takes 0 indices, found 1");
+    refused("c[h]", 1, "takes 0 indices, not 1");
     refused("score[h]", 1, "'score' has no elements");
-    refused("score && c", 1, "'&&' takes a condition, this is a number");
+    refused("score && c", 1, "'&&' takes a condition, not a number");
     refused("!score", 2, "'!' takes a condition");
-    refused("score + (q < k)", 9, "'+' takes numbers, this is a condition");
+    refused("score + (q < k)", 9, "'+' takes numbers, not a condition");
     refused("-(q < k)", 2, "'-' takes numbers");
     refused("select(q, 1, 2)", 8, "the first argument of select takes a condition");
     refused("q < k < h", 7, "comparisons do not chain");
-    refused("score + (q == k != h)", 16, "comparisons do not chain");
-    refused("bitand(score, 1)", 8, "bitand takes an integer, this is a number");
+    refused("score + (q == k != h)", 17, "comparisons do not chain");
+    refused("bitand(score, 1)", 8, "bitand takes an integer, not a number");
     refused("powi(score, 2.0)", 13, "literal integer");
     refused("powi(score, q)", 13, "literal integer");
     refused("powi(score, 1 + 1)", 13, "literal integer");
     refused("powi(score, 2147483648)", 13, "literal integer");
-    refused("powi(score)", 1, "powi takes 2 arguments, found 1");
+    refused("powi(score)", 1, "powi takes 2 arguments, not 1");
     refused("random(q)", 1, "a literal seed");
     refused("random(1.5, 2)", 8, "random takes an integer");
     refused("random(18446744073709551616)", 8, "too large");
@@ -213,7 +212,7 @@ fn errors_point_at_their_place() {
     refused("score $ 2", 7, "unexpected character");
     refused("\t\u{a0}ä", 3, "unexpected character 'ä'");
     refused("score +\n  foo", 11, "unknown name");
-    assert_eq!(error_in(Field::Mask, "q + 1"), (1, "mask must be a condition, this is an integer,".to_owned()));
+    assert_eq!(error_in(Field::Mask, "q + 1"), (1, "mask must be a condition, not an integer".to_owned()));
     assert_eq!(error_in(Field::QueryMod, "x*k").0, 3);
     assert_eq!(error_in(Field::KeyMod, "x*q1").0, 3);
     assert_eq!(error_in(Field::ValueMod, "x*random(1)").0, 3);
@@ -245,11 +244,11 @@ fn what_is_too_much_is_refused() {
     let nested = |depth: usize| format!("{}score{}", "(".repeat(depth), ")".repeat(depth));
     same(&nested(MAX_DEPTH), "score");
     refused(&nested(MAX_DEPTH + 1), MAX_DEPTH + 1, "nest deeper");
-    refused(&"exp(".repeat(1000), MAX_DEPTH * 4 + 4, "nest deeper");
-    refused(&"slope[".repeat(1000), MAX_DEPTH * 6 + 6, "nest deeper");
+    refused(&"exp(".repeat(1000), MAX_DEPTH * 4 + 1, "nest deeper");
+    refused(&"slope[".repeat(1000), MAX_DEPTH * 6 + 1, "nest deeper");
     refused(&" ".repeat(MAX_TEXT + 1), 1, "the limit is 65536");
     // Neither prefixes nor sums nest.
-    same(&format!("{}score", "-".repeat(MAX_TEXT - 6)), if MAX_TEXT % 2 == 0 { "score" } else { "-score" });
+    same(&format!("{}score", "-".repeat(MAX_TEXT - 6)), "score");
     let sum = format!("score{}", " + exp(c)".repeat(7000));
     let mut graph = Graph::new();
     let expr = read(&mut graph, &sum);
@@ -265,7 +264,9 @@ fn what_is_too_much_is_refused() {
     let text = written(&graph, expr);
     assert!(text.ends_with('…') && text.len() < MAX_TEXT + 100);
     // These double too, but print as they are written.
-    for text in [nested_call("relu(", ")"), nested_call("powi(1.0 - ", ", 2)"), nested_call("logaddexp(c, ", ")")] {
+    for text in
+        [nested_call("relu(", ")"), nested_call("powi(1.0 - ", ", 2)"), nested_call("logaddexp(c, ", ")")]
+    {
         let expr = read(&mut graph, &text);
         assert_eq!(written(&graph, expr).replace(' ', ""), text.replace(' ', ""));
     }
@@ -293,7 +294,8 @@ fn rows_are_stages_and_a_weight() {
     let mut graph = Graph::new();
     let parsed = row(&mut graph, "a = sum(abs(x)); m = max(x*slope[h]);\n x / max(a, m)").unwrap();
     let (x, a, m) = (graph.var(Var::X), graph.var(Var::Stage(0)), graph.var(Var::Stage(1)));
-    let names: Vec<(&str, Reduce)> = parsed.stages.iter().map(|(name, reduce, _)| (name.as_str(), *reduce)).collect();
+    let names: Vec<(&str, Reduce)> =
+        parsed.stages.iter().map(|(name, reduce, _)| (name.as_str(), *reduce)).collect();
     assert_eq!(names, [("a", Reduce::Sum), ("m", Reduce::Max)]);
     assert_eq!(*graph.node(parsed.stages[0].2), Node::Unary(Unary::Abs, x));
     let below = graph.binary(Binary::Max, a, m);
@@ -320,7 +322,7 @@ fn rows_are_stages_and_a_weight() {
     row_refused("a = sum(q < k); x", 9, "sum takes numbers");
     row_refused("a = sum(x); x/sum(x)", 15, "only at the head of a stage");
     row_refused("lse(x)", 1, "only at the head of a stage");
-    row_refused("x/max(x)", 3, "max takes 2 arguments, found 1");
+    row_refused("x/max(x)", 3, "max takes 2 arguments, not 1");
     row_refused("a = sum(sum(x)); x", 9, "only at the head of a stage");
     row_refused("score", 1, "no meaning in row");
     row_refused("x < 2", 1, "row must be a number");
@@ -354,6 +356,9 @@ fn texts_print_as_they_are_written() {
         "score - slope[h]*float(abs(q - k))",
         "c*tanh(score/c)",
         "-(score + c)*2.0",
+        "-score*c/2.0 - exp(-(2.0/score))",
+        "c - score*exp(-score/c)",
+        "-(score//c)*c - 1.0",
         "score*-2.5",
         "score - -inf",
         "(inf - inf)*score",
@@ -361,7 +366,7 @@ fn texts_print_as_they_are_written() {
         "score - (c - 1.0)",
         "select(!(q < k || q == 0) && (q < k || k != 1), relu(score), -1e-30)",
         "float(document[q] - (q - k))",
-        "float(-(q % 4)//3)",
+        "float(-(q%4)//3)",
         "powi(score - c, 2) + powi(score, 3) + score*score",
         "random(42)*random(q, -2147483648)",
         "logaddexp(score, c) + logaddexp(c, 2.0)",
@@ -384,7 +389,15 @@ fn texts_print_as_they_are_written() {
 #[test]
 fn variables_of_derivatives_have_names() {
     let mut graph = Graph::new();
-    let vars = [Var::Grad, Var::Shift, Var::Delta, Var::GradLogsumexp, Var::Stage(0), Var::Stage(1), Var::GradStage(0)];
+    let vars = [
+        Var::Grad,
+        Var::Shift,
+        Var::Delta,
+        Var::GradLogsumexp,
+        Var::Stage(0),
+        Var::Stage(1),
+        Var::GradStage(0),
+    ];
     let names = ["g", "shift", "delta", "grad_logsumexp", "a", "stage1", "grad_a"];
     for (var, name) in vars.into_iter().zip(names) {
         let expr = graph.var(var);
@@ -397,110 +410,4 @@ fn variables_of_derivatives_have_names() {
     let product = graph.mul(load, scalar);
     let sum = graph.add(tangent, product);
     assert_eq!(written(&graph, sum), "score' + slope'[h]*capture9");
-}
-
-/// What a byte string builds, on a stack of expressions: well-typed, whatever the bytes.
-fn build(graph: &mut Graph, bytes: &[(u8, u8, i32, f64)]) -> Vec<Expr> {
-    let mut known = vec![graph.var(Var::Score), graph.index(Index::Query), graph.bool(true)];
-    for &(op, pick, int, float) in bytes {
-        let of = |ty: Type, at: usize, graph: &Graph| {
-            let fitting: Vec<Expr> = known.iter().copied().filter(|&e| graph.type_of(e) == ty).collect();
-            // Late ones more often, so that expressions grow.
-            fitting[fitting.len() - 1 - (at * at / 8) % fitting.len()]
-        };
-        let at = usize::from(pick);
-        let (f, g) = (of(Type::F, at % 16, graph), of(Type::F, at / 16, graph));
-        let (i, j) = (of(Type::I, at % 16, graph), of(Type::I, at / 16, graph));
-        let (b, c) = (of(Type::B, at % 16, graph), of(Type::B, at / 16, graph));
-        let mut expr = match op % 26 {
-            0 => graph.float(float),
-            1 => graph.int(int),
-            2 => graph.index([Index::Batch, Index::HeadKv, Index::Key, Index::KeyAxis(1)][at % 4]),
-            3 => graph.load(Buffer { capture: 0, tangent: false }, Type::F, &[i]),
-            4 => graph.load(Buffer { capture: 2, tangent: false }, Type::I, &[i]),
-            5 => graph.load(Buffer { capture: 1, tangent: false }, Type::F, &[i, j]),
-            6 => graph.load(Buffer { capture: 3, tangent: false }, Type::F, &[]),
-            7 => graph.unary([Unary::Neg, Unary::Abs][at % 2], f),
-            8 => graph.unary([Unary::Neg, Unary::Abs][at % 2], i),
-            9 => {
-                use Unary::*;
-                let all = [
-                    Exp, Exp2, Log, Log2, Expm1, Log1p, Sqrt, Rsqrt, Tanh, Sigmoid, Softplus, Erf, Sin, Cos, Floor,
-                    StopGrad,
-                ];
-                graph.unary(all[int as usize % all.len()], f)
-            }
-            10 => graph.unary(Unary::ToFloat, i),
-            11 => graph.unary(Unary::ToInt, f),
-            12 => graph.unary(Unary::Not, b),
-            13..=15 => {
-                use Binary::*;
-                let all = [Add, Sub, Mul, Div, FloorDiv, Mod, Min, Max];
-                graph.binary(all[int as usize % all.len()], f, g)
-            }
-            16 | 17 => {
-                use Binary::*;
-                let all = [Add, Sub, Mul, FloorDiv, Mod, Min, Max, BitAnd, BitOr, BitXor, Shl, Shr];
-                graph.binary(all[int as usize % all.len()], i, j)
-            }
-            18 => graph.binary([Binary::And, Binary::Or][int as usize % 2], b, c),
-            19 | 20 => {
-                use Compare::*;
-                let op = [Lt, Le, Eq, Ne][int as usize % 4];
-                if op == Lt { graph.compare(op, f, g) } else { graph.compare(op, i, j) }
-            }
-            21 => graph.select(b, f, g),
-            22 => graph.select(b, i, j),
-            23 => graph.powi(f, int % 7),
-            24 => graph.random(i, j),
-            _ => if at % 2 == 0 { relu(graph, f) } else { log_add_exp(graph, f, g) },
-        };
-        if graph.as_float(expr).is_some_and(f64::is_nan) {
-            expr = graph.float(f64::NAN);
-        }
-        known.push(expr);
-    }
-    known
-}
-
-/// The deepest nesting of brackets.
-fn depth_of(text: &str) -> usize {
-    let steps = text.chars().map(|c| isize::from("([".contains(c)) - isize::from(")]".contains(c)));
-    steps.scan(0, |depth: &mut isize, step| { *depth += step; Some(*depth as usize) }).max().unwrap_or(0)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
-    #[test]
-    fn printing_is_the_way_back(bytes in prop::collection::vec((any::<u8>(), any::<u8>(), any::<i32>(), prop_oneof![
-        any::<f64>(), prop::sample::select(vec![0.0, -0.0, 1.0, -1.0, 2.0, 0.5, f64::INFINITY, f64::NEG_INFINITY]),
-    ]), 1..40)) {
-        let mut graph = Graph::new();
-        for expr in build(&mut graph, &bytes) {
-            let text = written(&graph, expr);
-            if text.len() > MAX_TEXT || depth_of(&text) > MAX_DEPTH {
-                continue;
-            }
-            // Compared as what they are in a field: an integer is made a number.
-            let (field, whole) = match graph.type_of(expr) {
-                Type::B => (Field::Mask, expr),
-                Type::F => (Field::Score, expr),
-                Type::I => (Field::Score, graph.unary(Unary::ToFloat, expr)),
-            };
-            let again = read_in(&mut graph, field, &text, 2).map_err(|error| TestCaseError::fail(error.to_string()))?;
-            prop_assert_eq!(again, whole, "{}", text);
-        }
-    }
-
-    #[test]
-    fn any_text_is_read_or_refused(text in "([a-z0-9 ]|score|x|slope|exp|select|[-+*/%<>=!&|()\\[\\],;.]){0,40}", rank in 0usize..4) {
-        let mut graph = Graph::new();
-        for field in Field::ALL {
-            if let Err(error) = read_in(&mut graph, field, &text, rank) {
-                prop_assert!(!error.to_string().is_empty());
-            }
-        }
-        let _ = row(&mut graph, &text);
-    }
 }

@@ -253,7 +253,7 @@ fn check<S: Simd>(g: &Graph, world: &World) -> Result<(), TestCaseError> {
     outputs.push(Output::Mask(condition));
     outputs.extend(picks.iter().enumerate().map(|(i, &[a, b, gradient])| Output::Scatter {
         capture: 0,
-        base: 20 * i,
+        table: i,
         index: vec![a, b],
         gradient,
     }));

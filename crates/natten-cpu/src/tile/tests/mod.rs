@@ -133,6 +133,7 @@ impl<R: Real> Data<R> {
         ];
         let mut masks = self.masks.clone();
         let mut tables = vec![0.0; table];
+        let tables_at: Vec<*mut f64> = tables.chunks_mut(20).map(|table| table.as_mut_ptr()).collect();
         let mut scratch = vec![R::of(f64::NAN); code.scratch(S::WIDTH)];
         let mut tile = TileRun {
             rows: self.rows,
@@ -149,7 +150,7 @@ impl<R: Real> Data<R> {
             captures: &captures,
             outputs: &to,
             masks: &mut masks,
-            tables: &mut tables,
+            tables: &tables_at,
         };
         // SAFETY: the callers check the instruction set; everything has the sizes that the code was made for, and
         // output tiles are either input tiles or vectors of their own.

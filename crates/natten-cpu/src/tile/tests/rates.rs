@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use natten_core::program::{Binary, Compare, Unary};
+use natten_core::program::Unary::*;
+use natten_core::program::{Binary, Compare};
 
 use super::hoisting::alibi;
 use super::*;
@@ -43,7 +44,7 @@ fn programs(g: &mut Graph) -> Vec<(String, Output)> {
     let twenty = g.float(20.0);
     let softcap = |g: &mut Graph| {
         let ratio = g.div(score, twenty);
-        let t = g.unary(Unary::Tanh, ratio);
+        let t = g.unary(Tanh, ratio);
         g.mul(twenty, t)
     };
     let mut all =
@@ -61,10 +62,9 @@ fn programs(g: &mut Graph) -> Vec<(String, Output)> {
     for (name, index) in
         [("[h]", g.index(Index::Head)), ("[q]", query), ("[k]", key), ("[q - k]", difference)]
     {
-        let scatter = Output::Scatter { capture: 0, base: 0, index: vec![zero, index], gradient: grad };
+        let scatter = Output::Scatter { capture: 0, table: 0, index: vec![zero, index], gradient: grad };
         all.push((format!("scatter{name}"), scatter));
     }
-    use Unary::*;
     for op in [Exp, Exp2, Log, Log2, Expm1, Log1p, Sqrt, Rsqrt, Tanh, Sigmoid, Softplus, Erf, Sin, Floor, Abs]
     {
         let y = g.unary(op, score);
