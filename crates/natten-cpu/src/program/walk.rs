@@ -557,7 +557,6 @@ impl<'t, R: Real> Around<'t, R> {
             head_kv: self.head_kv,
             lane_index: &self.lane_index,
             row_index: &self.row_index,
-            uniforms: &[],
             lane_numbers,
             row_numbers,
             tiles: &tiles,

@@ -41,8 +41,6 @@ pub(super) enum Op {
     Number(u64),
     Integer(i32),
     Truth(bool),
-    /// A number of the run.
-    Uniform(usize),
     Batch,
     Head,
     HeadKv,
@@ -270,7 +268,6 @@ impl<'g> Builder<'g> {
 
     fn var(&mut self, var: Var) -> Result<usize> {
         Ok(match (self.sources)(var) {
-            Some(Source::Uniform(n)) => self.leaf(Op::Uniform(n), Type::F, Class::Uniform),
             Some(Source::Lane(n)) => self.leaf(Op::LaneNumbers(n), Type::F, Class::Lane),
             Some(Source::Row(n)) => self.leaf(Op::RowNumbers(n), Type::F, Class::Row),
             Some(Source::Tile(n)) => self.leaf(Op::Tile(n), Type::F, Class::Pair),

@@ -131,7 +131,6 @@ unsafe fn step<S: Simd>(instruction: &Instruction, strip: &Strip<'_, S::T>, rows
 
         match (op, ty) {
             (Op::Number(bits), _) => fill::<S>(to, S::T::of(f64::from_bits(bits))),
-            (Op::Uniform(number), _) => fill::<S>(to, tile.uniforms[number]),
             (Op::Integer(value), _) => to.row_mut::<i32>(0, S::WIDTH).fill(value),
             (Op::Batch, _) => to.row_mut::<i32>(0, S::WIDTH).fill(tile.batch),
             (Op::Head, _) => to.row_mut::<i32>(0, S::WIDTH).fill(tile.head),

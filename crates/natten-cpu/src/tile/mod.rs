@@ -5,7 +5,7 @@
 //!
 //! | class | depends on | evaluated | lies as |
 //! |---|---|---|---|
-//! | uniform | batch, heads, numbers of the run | once a tile | `WIDTH` equal lanes |
+//! | uniform | batch, heads | once a tile | `WIDTH` equal lanes |
 //! | lane | the stationary token | once a tile | `WIDTH` lanes |
 //! | row | the streamed token | once a row | a number a row, `WIDTH` rows side by side |
 //! | pair | both, or a number of the tile | once a pair | `WIDTH` lanes a row |
@@ -33,8 +33,6 @@ pub(crate) use code::TileCode;
 /// Where the numbers of a variable are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// One number, in [`TileRun::uniforms`].
-    Uniform(usize),
     /// A number a lane, in [`TileRun::lane_numbers`].
     Lane(usize),
     /// A number a row, in [`TileRun::row_numbers`].
@@ -94,7 +92,6 @@ pub(crate) struct TileRun<'a, R> {
     pub(crate) lane_index: &'a TokenIndex<'a>,
     /// `rows` each.
     pub(crate) row_index: &'a TokenIndex<'a>,
-    pub(crate) uniforms: &'a [R],
     /// `WIDTH` each.
     pub(crate) lane_numbers: &'a [&'a [R]],
     /// `rows` each.

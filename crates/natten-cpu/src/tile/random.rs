@@ -63,6 +63,17 @@ impl Blocks {
         }
         slots
     }
+
+    /// Repeats the first `slots` keys and seeds, `times` in all.
+    #[inline(always)]
+    fn repeat(&mut self, slots: usize, times: usize) {
+        for slot in slots..slots * times {
+            self.key[slot] = self.key[slot - slots];
+            for seed in &mut self.seed {
+                seed[slot] = seed[slot - slots];
+            }
+        }
+    }
 }
 
 #[inline(always)]
@@ -118,15 +129,29 @@ pub(super) unsafe fn fill<S: Simd>(to: Operand, seed: [Operand; 2], strip: &Stri
                 }
             }
             Direction::Queries => {
-                let (mut slots, mut word_of) = (0, [0; MAX_WIDTH]);
-                for (row, &query) in streamed.iter().enumerate() {
-                    if seed_moves || row == 0 {
-                        slots = blocks.share(lanes, seed_of(row), &mut word_of);
+                // Some rows together, so that their blocks fill vectors.
+                let (mut slots, mut first, mut word_of) = (0, 0, [0; MAX_WIDTH]);
+                while first < streamed.len() {
+                    if seed_moves || first == 0 {
+                        slots = blocks.share(lanes, seed_of(first), &mut word_of);
                     }
-                    blocks.query.fill(query);
-                    blocks.generate::<S>(slots, row_of_run);
-                    let words = word_of.map(|word| blocks.words[word]);
-                    store_fractions::<S>(to, row, &words);
+                    let together = if seed_moves { 1 } else { MAX_WIDTH / slots };
+                    if first == 0 {
+                        blocks.repeat(slots, together);
+                    }
+                    let rows = &streamed[first..streamed.len().min(first + together)];
+                    for (queries, &query) in blocks.query.chunks_mut(slots).zip(rows) {
+                        queries.fill(query);
+                    }
+                    blocks.generate::<S>(rows.len() * slots, row_of_run);
+                    for row in 0..rows.len() {
+                        let mut words = [0; MAX_WIDTH];
+                        for (to, word) in words.iter_mut().zip(&word_of[..S::WIDTH]) {
+                            *to = blocks.words[(word + row * slots) % blocks.words.len()];
+                        }
+                        store_fractions::<S>(to, first + row, &words);
+                    }
+                    first += rows.len();
                 }
             }
         }

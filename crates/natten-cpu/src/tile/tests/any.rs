@@ -136,7 +136,6 @@ impl<R: Real> Data<R> {
                 Node::Bool(value) => Expected::integer(i32::from(*value)),
                 Node::Var(var) => exact(
                     match source(*var).unwrap() {
-                        Source::Uniform(n) => self.uniforms[n],
                         Source::Lane(n) => self.lane_numbers[n][lane],
                         Source::Row(n) => self.row_numbers[n][row],
                         Source::Tile(n) => self.tiles[n][row * self.width + lane],

@@ -22,7 +22,7 @@ const VARS: [(Var, Source); 6] = [
     (Var::Stage(0), Source::Lane(0)),
     (Var::Stage(1), Source::Row(0)),
     (Var::GradStage(0), Source::Row(1)),
-    (Var::Delta, Source::Uniform(0)),
+    (Var::Delta, Source::Lane(1)),
 ];
 
 fn source(var: Var) -> Option<Source> {
@@ -57,7 +57,6 @@ struct Data<R> {
     width: usize,
     direction: Direction,
     indices: [[Vec<i32>; 4]; 2],
-    uniforms: Vec<R>,
     lane_numbers: Vec<Vec<R>>,
     row_numbers: Vec<Vec<R>>,
     tiles: Vec<Vec<R>>,
@@ -87,8 +86,7 @@ impl<R: Real> Data<R> {
             width,
             direction: world.direction,
             indices,
-            uniforms: take(1),
-            lane_numbers: vec![take(width)],
+            lane_numbers: vec![take(width), take(width)],
             row_numbers: vec![take(rows), take(rows)],
             tiles: vec![take(rows * width), take(rows * width)],
             table: [take(20), take(20)],
@@ -143,7 +141,6 @@ impl<R: Real> Data<R> {
             head_kv: 4,
             lane_index: &lane_index,
             row_index: &row_index,
-            uniforms: &self.uniforms,
             lane_numbers: &self.lane_numbers.iter().map(Vec::as_slice).collect::<Vec<_>>(),
             row_numbers: &self.row_numbers.iter().map(Vec::as_slice).collect::<Vec<_>>(),
             tiles: &tiles,
