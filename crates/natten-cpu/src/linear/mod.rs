@@ -26,6 +26,7 @@ mod gradients;
 mod matrix;
 mod outputs;
 mod states;
+mod vectors;
 
 use natten_core::geometry::Coverage;
 use natten_core::{DType, Op, OpRequest, PlanOptions, Problem, Result, Role, padded_tile};
@@ -38,6 +39,7 @@ use self::states::{ROWS_A_UNIT, Scan};
 use crate::dispatch::{Work, run_on};
 use crate::element::Real;
 use crate::engine::{Crew, Engine, Line, Tensors, lines};
+use crate::isa::Isa;
 use crate::simd::{Simd, lanes};
 use crate::slab::{Slab, lines_of, take};
 use crate::tokens::Tokens;
@@ -79,6 +81,7 @@ struct Results<R: Real> {
 /// A run: what to compute on, and how it is cut.
 #[derive(Debug)]
 struct Kernel<'m, R: Real> {
+    isa: Isa,
     cut: Cut,
     scale: R,
     operands: Operands<R>,
@@ -139,30 +142,6 @@ impl<'m, R: Real> Kernel<'m, R> {
         let (value, tangent) = unsafe { (states.value.part(numbers.clone()), states.tangent.part(numbers)) };
         Matrix { value, tangent, stride: self.cut.strides[1], is_constant: false }
     }
-
-    /// Writes the vectors of a chunk's tokens.
-    ///
-    /// # Safety
-    /// The tensors live, and no other thread writes these vectors.
-    #[inline(always)]
-    unsafe fn write(
-        &self,
-        to: &Outputs<R>,
-        (batch, head): (usize, usize),
-        (first, count): (usize, usize),
-        dim: usize,
-        from: &Matrix<'_, R>,
-    ) {
-        let stride = from.stride;
-        for (to, from) in to.iter().zip([&*from.value, &*from.tangent]) {
-            let Some(to) = to else { continue };
-            for token in 0..count {
-                let vector = &from[token * stride..][..dim];
-                // SAFETY: the caller's; the tokens are the problem's.
-                unsafe { to.write(batch, [0, 0, first + token], head, vector) };
-            }
-        }
-    }
 }
 
 /// What the threads share out.
@@ -217,7 +196,6 @@ impl<R: Real> Work<R> for Unit<'_, '_, '_, R> {
 #[derive(Debug)]
 pub(crate) struct Linear {
     problem: Problem,
-    request: OpRequest,
     crew: Crew,
     cut: Cut,
     decay: Decay,
@@ -291,7 +269,6 @@ impl Linear {
                     ])),
             needs_logs,
             problem: problem.clone(),
-            request: *request,
             crew,
             cut,
             decay,
@@ -386,6 +363,7 @@ impl Linear {
         let tables = self.decay.tables.clear(take(memory, layout.tables));
         let scratch = &mut memory[..layout.scratch * layout.threads];
         let kernel = Kernel {
+            isa: self.crew.isa,
             cut: self.cut,
             scale: R::of(self.problem.scale()),
             operands: operands(tensors),
