@@ -39,10 +39,13 @@ mod kernel;
 mod lanes;
 mod linear;
 mod plan;
+mod program;
 mod simd;
 mod slab;
 mod slots;
 mod softmax;
+#[allow(dead_code, unused_imports, reason = "the kernels of programs come next")]
+mod tile;
 mod tiling;
 mod tokens;
 mod vector;

@@ -16,6 +16,7 @@ use crate::NAME;
 use crate::engine::{Crew, Engine, Line, Tensors};
 use crate::isa::Isa;
 use crate::linear::Linear;
+use crate::program::Programs;
 use crate::slots::Unfused;
 use crate::softmax::Softmax;
 use crate::view::{View, ViewMut};
@@ -25,6 +26,7 @@ use crate::view::{View, ViewMut};
 enum Kind {
     Linear,
     Softmax,
+    Programs,
     Unfused,
 }
 
@@ -34,6 +36,9 @@ impl Kind {
             _ if problem.program().decay().is_some() => Linear::supports(problem).map(|()| Self::Linear),
             Op::Forward | Op::Backward if problem.program().is_plain_softmax() => Ok(Self::Softmax),
             Op::Qk | Op::QkJvp | Op::QkBackward | Op::Av | Op::AvJvp | Op::AvBackward => Ok(Self::Unfused),
+            Op::Forward | Op::ForwardJvp | Op::Backward | Op::BackwardJvp => {
+                Programs::supports(problem, request).map(|()| Self::Programs)
+            }
             op => Err(Error::unsupported(NAME, op.name(), "no engine of this backend does it")),
         }
     }
@@ -74,6 +79,11 @@ impl CpuPlan {
             }
             Kind::Softmax => {
                 let engine = Softmax::new(problem, request, options, crew)?;
+                let coverage = engine.coverage();
+                (Box::new(engine), coverage)
+            }
+            Kind::Programs => {
+                let engine = Programs::new(problem, request, options, crew)?;
                 let coverage = engine.coverage();
                 (Box::new(engine), coverage)
             }
