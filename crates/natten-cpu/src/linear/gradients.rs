@@ -43,14 +43,14 @@ impl<R: Real> Kernel<'_, R> {
         unsafe {
             let at = (batch, key_head);
             let (keys, values) = (Run { at, tokens, dim }, Run { at, tokens, dim: dim_v });
-            let mut finite = self.read(keys, &self.operands.key, &mut scratch.key);
-            finite &= self.read(values, &self.operands.value, &mut scratch.value);
+            let mut finite = self.read::<S>(keys, &self.operands.key, &mut scratch.key);
+            finite &= self.read::<S>(values, &self.operands.value, &mut scratch.value);
             for member in 0..group {
                 let head = key_head * group + member;
                 self.head::<S>((batch, head), chunk, member == 0, finite, scratch);
             }
-            self.write(keys, &scratch.sums_key, &self.results.key);
-            self.write(values, &scratch.sums_value, &self.results.value);
+            self.write::<S>(keys, &scratch.sums_key, &self.results.key);
+            self.write::<S>(values, &scratch.sums_value, &self.results.value);
         }
     }
 
@@ -74,8 +74,8 @@ impl<R: Real> Kernel<'_, R> {
         // SAFETY: the caller's.
         unsafe {
             let sums = self.sums_of(row, tokens);
-            let finite = self.read(Run { at, tokens, dim }, &self.operands.query, &mut scratch.query) && finite;
-            let finite = self.read(Run { at, tokens, dim: dim_v }, grad_output, &mut scratch.grad) && finite;
+            let finite = self.read::<S>(Run { at, tokens, dim }, &self.operands.query, &mut scratch.query) && finite;
+            let finite = self.read::<S>(Run { at, tokens, dim: dim_v }, grad_output, &mut scratch.grad) && finite;
             let cut = (count, step(finite));
             let Scratch { query, key, value, grad, turned, scores, grads, .. } = &mut *scratch;
             transpose(count, dim, key.side(), turned);
@@ -187,7 +187,7 @@ impl<R: Real> Kernel<'_, R> {
             to.stride = stride;
             self.sum_of_earlier::<S>(cut, dim, grads, key, to);
             add(count, between, &mut to.result());
-            self.write(Run { at, tokens, dim }, to, &self.results.query);
+            self.write::<S>(Run { at, tokens, dim }, to, &self.results.query);
             let mut sum = (R::ZERO, R::ZERO);
             for a in (0..logs.value.len()).rev() {
                 logs.add(a, dual_dot(query, between, a, &mut sum));
@@ -196,7 +196,7 @@ impl<R: Real> Kernel<'_, R> {
                 to.stride = stride_v;
                 self.sum_of_earlier::<S>(cut, dim_v, scores, value, to);
                 self.from_state::<S>(sums, query, &state, factors, scaled, to);
-                self.write(Run { at, tokens, dim: dim_v }, to, &self.results.output);
+                self.write::<S>(Run { at, tokens, dim: dim_v }, to, &self.results.output);
             }
         }
     }

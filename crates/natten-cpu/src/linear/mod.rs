@@ -36,11 +36,10 @@ use self::decay::{Decay, Numbers};
 use self::gradients::Logs;
 use self::matrix::Matrix;
 use self::states::{ROWS_A_UNIT, Scan};
-use crate::dispatch::{Work, run_on};
+use crate::dispatch::run_on;
 use crate::element::Real;
 use crate::engine::{Crew, Engine, Line, Tensors, lines};
-use crate::isa::Isa;
-use crate::simd::{Simd, lanes};
+use crate::simd::{Outlined, Simd, lanes};
 use crate::slab::{Slab, lines_of, take};
 use crate::tokens::Tokens;
 use crate::vector::{CapturedSet, check};
@@ -81,7 +80,6 @@ struct Results<R: Real> {
 /// A run: what to compute on, and how it is cut.
 #[derive(Debug)]
 struct Kernel<'m, R: Real> {
-    isa: Isa,
     cut: Cut,
     scale: R,
     operands: Operands<R>,
@@ -174,19 +172,21 @@ struct Unit<'u, 'k, 's, R: Real> {
     scratch: &'u mut Scratch<'s, R>,
 }
 
-impl<R: Real> Work<R> for Unit<'_, '_, '_, R> {
+impl<R: Real> Outlined for Unit<'_, '_, '_, R> {
+    type T = R;
+
     #[inline(always)]
-    unsafe fn run<S: Simd<T = R>>(&mut self) {
+    unsafe fn run<S: Simd<T = R>>(self) {
         let Self { kernel, phase, unit, scratch } = self;
         // SAFETY: the caller's processor has `S`; the operands live until the run returns, and every unit comes to one
         // thread.
         unsafe {
-            match *phase {
-                Phase::Sequences => kernel.sequence_unit::<S>(*unit, scratch),
-                Phase::Parts => kernel.parts_unit::<S>(*unit, scratch),
-                Phase::Scan(scan) => kernel.scan_unit::<S>(scan, *unit, scratch),
-                Phase::Outputs => kernel.outputs_unit::<S>(*unit, scratch),
-                Phase::Gradients => kernel.gradients_unit::<S>(*unit, scratch),
+            match phase {
+                Phase::Sequences => kernel.sequence_unit::<S>(unit, scratch),
+                Phase::Parts => kernel.parts_unit::<S>(unit, scratch),
+                Phase::Scan(scan) => kernel.scan_unit::<S>(scan, unit, scratch),
+                Phase::Outputs => kernel.outputs_unit::<S>(unit, scratch),
+                Phase::Gradients => kernel.gradients_unit::<S>(unit, scratch),
             }
         }
     }
@@ -363,7 +363,6 @@ impl Linear {
         let tables = self.decay.tables.clear(take(memory, layout.tables));
         let scratch = &mut memory[..layout.scratch * layout.threads];
         let kernel = Kernel {
-            isa: self.crew.isa,
             cut: self.cut,
             scale: R::of(self.problem.scale()),
             operands: operands(tensors),
@@ -414,7 +413,7 @@ impl Linear {
             let scratch = &mut self.cut.scratch::<R>(bytemuck::cast_slice_mut(memory));
             for unit in units {
                 // SAFETY: the instruction set was detected.
-                unsafe { run_on(self.crew.isa, &mut Unit { kernel, phase, unit, scratch }) };
+                unsafe { run_on(self.crew.isa, Unit { kernel, phase, unit, scratch }) };
             }
         });
     }

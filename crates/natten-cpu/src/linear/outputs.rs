@@ -108,16 +108,16 @@ impl<R: Real> Kernel<'_, R> {
             let sums = self.sums_of(row, tokens);
             let run = |at, dim| Run { at, tokens, dim };
             let key_head = self.key_head(at);
-            let mut finite = self.read(run(at, dim), &self.operands.query, query);
-            finite &= self.read(run(key_head, dim), &self.operands.key, key);
-            finite &= self.read(run(key_head, dim_v), &self.operands.value, value);
+            let mut finite = self.read::<S>(run(at, dim), &self.operands.query, query);
+            finite &= self.read::<S>(run(key_head, dim), &self.operands.key, key);
+            finite &= self.read::<S>(run(key_head, dim_v), &self.operands.value, value);
             let cut = (count, step(finite));
             transpose(count, dim, key.side(), turned);
             self.products::<S>(cut, dim, query, turned, scores);
             self.weigh::<S>(sums, factors, scores);
             self.sum_of_earlier::<S>(cut, dim_v, scores, value, to);
             self.from_state::<S>(sums, query, state, factors, scaled, to);
-            self.write(run(at, dim_v), to, &self.results.output);
+            self.write::<S>(run(at, dim_v), to, &self.results.output);
         }
     }
 

@@ -83,14 +83,14 @@ impl<R: Real> Kernel<'_, R> {
         unsafe {
             let sums = self.sums_of(row, tokens);
             if self.needs_states {
-                self.read(run(self.key_head(at), self.cut.dims[0]), &self.operands.key, &mut scratch.key);
-                self.read(run(self.key_head(at), self.cut.dims[1]), &self.operands.value, &mut scratch.value);
+                self.read::<S>(run(self.key_head(at), self.cut.dims[0]), &self.operands.key, &mut scratch.key);
+                self.read::<S>(run(self.key_head(at), self.cut.dims[1]), &self.operands.value, &mut scratch.value);
                 let to = self.state_of(self.states, row, chunk);
                 self.part_of_state::<S>(sums, (&scratch.key, &scratch.value), &mut scratch.scaled, factors, to);
             }
             if let (true, Some(grad_output)) = (self.needs_costates, &self.operands.grad_output) {
-                self.read(run(at, self.cut.dims[0]), &self.operands.query, &mut scratch.query);
-                self.read(run(at, self.cut.dims[1]), grad_output, &mut scratch.grad);
+                self.read::<S>(run(at, self.cut.dims[0]), &self.operands.query, &mut scratch.query);
+                self.read::<S>(run(at, self.cut.dims[1]), grad_output, &mut scratch.grad);
                 let to = self.state_of(self.costates, row, chunk);
                 self.part_of_costate::<S>(sums, (&scratch.query, &scratch.grad), &mut scratch.scaled, factors, to);
             }

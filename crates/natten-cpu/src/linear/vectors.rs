@@ -1,9 +1,8 @@
 //! The vectors of a chunk's tokens on their way between tensors and scratch. Compiled once an instruction set, however
 //! many tensors there are.
 
-use crate::dispatch::{Work, run_on};
 use crate::element::Real;
-use crate::simd::Simd;
+use crate::simd::{Outlined, Simd};
 use crate::tokens::{Place, Tokens};
 
 use super::matrix::Matrix;
@@ -25,16 +24,18 @@ struct Read<'r, R> {
     run: Run,
     from: &'r Tokens<R>,
     to: (&'r mut [R], usize),
-    finite: bool,
+    finite: &'r mut bool,
 }
 
-impl<R: Real> Work<R> for Read<'_, R> {
+impl<R: Real> Outlined for Read<'_, R> {
+    type T = R;
+
     #[inline(always)]
-    unsafe fn run<S: Simd<T = R>>(&mut self) {
+    unsafe fn run<S: Simd<T = R>>(self) {
         let Run { at, tokens: (first, count), dim } = self.run;
-        let (to, stride) = (&mut *self.to.0, self.to.1);
+        let (to, stride) = self.to;
         // SAFETY: whoever reads vouches for the tensor.
-        self.finite = unsafe { self.from.pack(at, &Place::line(first, count), dim, stride, to) };
+        *self.finite &= unsafe { self.from.pack(at, &Place::line(first, count), dim, stride, to) };
     }
 }
 
@@ -45,9 +46,11 @@ struct Write<'w, R> {
     to: &'w Tokens<R>,
 }
 
-impl<R: Real> Work<R> for Write<'_, R> {
+impl<R: Real> Outlined for Write<'_, R> {
+    type T = R;
+
     #[inline(always)]
-    unsafe fn run<S: Simd<T = R>>(&mut self) {
+    unsafe fn run<S: Simd<T = R>>(self) {
         let Run { at: (batch, head), tokens: (first, count), dim } = self.run;
         for token in 0..count {
             let vector = &self.from.0[token * self.from.1..][..dim];
@@ -61,16 +64,15 @@ impl<R: Real> Kernel<'_, R> {
     /// Reads vectors; a tangent that is not given is zero. Returns whether all numbers are finite.
     ///
     /// # Safety
-    /// The tokens are inside the tensors, which live and have `dim` numbers a vector.
-    pub(super) unsafe fn read(&self, run: Run, from: &Pair<R>, to: &mut Matrix<'_, R>) -> bool {
+    /// The processor has `S`; the tokens are inside the tensors, which live and have `dim` numbers a vector.
+    #[inline(always)]
+    pub(super) unsafe fn read<S: Simd<T = R>>(&self, run: Run, from: &Pair<R>, to: &mut Matrix<'_, R>) -> bool {
         to.is_constant = from.1.is_none();
         let mut finite = true;
         for (from, numbers) in [(Some(&from.0), &mut *to.value), (from.1.as_ref(), &mut *to.tangent)] {
             let Some(from) = from else { continue };
-            let mut read = Read { run, from, to: (numbers, to.stride), finite: true };
-            // SAFETY: the instruction set was detected; the rest is the caller's.
-            unsafe { run_on(self.isa, &mut read) };
-            finite &= read.finite;
+            // SAFETY: the caller's.
+            unsafe { S::outlined(Read { run, from, to: (numbers, to.stride), finite: &mut finite }) };
         }
         finite
     }
@@ -79,11 +81,12 @@ impl<R: Real> Kernel<'_, R> {
     ///
     /// # Safety
     /// As [`read`](Self::read), and no other thread writes these vectors.
-    pub(super) unsafe fn write(&self, run: Run, from: &Matrix<'_, R>, to: &Outputs<R>) {
+    #[inline(always)]
+    pub(super) unsafe fn write<S: Simd<T = R>>(&self, run: Run, from: &Matrix<'_, R>, to: &Outputs<R>) {
         for (to, numbers) in to.iter().zip([&*from.value, &*from.tangent]) {
             let Some(to) = to else { continue };
             // SAFETY: as above.
-            unsafe { run_on(self.isa, &mut Write { run, from: (numbers, from.stride), to }) };
+            unsafe { S::outlined(Write { run, from: (numbers, from.stride), to }) };
         }
     }
 }
