@@ -68,6 +68,11 @@ impl<'a, 'i, 'o> Tensors<'a, 'i, 'o> {
         let at = self.outputs.0.iter().position(|spec| spec.role == role)?;
         Some(&mut self.outputs.1[at])
     }
+
+    /// Every output that is wanted.
+    pub(crate) fn outputs(&mut self) -> impl Iterator<Item = (Role, &mut ViewMut<'o>)> {
+        self.outputs.0.iter().map(|spec| spec.role).zip(self.outputs.1.iter_mut())
+    }
 }
 
 /// The threads of a backend, and the instruction set that they run.

@@ -38,6 +38,7 @@ mod isa;
 mod kernel;
 mod lanes;
 mod linear;
+mod mods;
 mod plan;
 mod program;
 mod simd;

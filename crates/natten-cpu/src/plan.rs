@@ -16,6 +16,7 @@ use crate::NAME;
 use crate::engine::{Crew, Engine, Line, Tensors};
 use crate::isa::Isa;
 use crate::linear::Linear;
+use crate::mods::Mods;
 use crate::program::Programs;
 use crate::slots::Unfused;
 use crate::softmax::Softmax;
@@ -25,6 +26,7 @@ use crate::view::{View, ViewMut};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Linear,
+    Mods,
     Softmax,
     Programs,
     Unfused,
@@ -32,6 +34,10 @@ enum Kind {
 
 impl Kind {
     fn of(problem: &Problem, request: &OpRequest) -> Result<Self> {
+        if problem.program().mods() != [None; 3] {
+            Mods::supports(problem)?;
+            return Self::of(&problem.without_mods(), request).map(|_| Self::Mods);
+        }
         match request.op {
             _ if problem.program().decay().is_some() => Linear::supports(problem).map(|()| Self::Linear),
             Op::Forward | Op::Backward if problem.program().is_plain_softmax() => Ok(Self::Softmax),
@@ -42,6 +48,42 @@ impl Kind {
             op => Err(Error::unsupported(NAME, op.name(), "no engine of this backend does it")),
         }
     }
+}
+
+/// Makes the engine that does an operation, and counts what it visits.
+fn make(
+    problem: &Problem,
+    request: &OpRequest,
+    options: &PlanOptions,
+    crew: Crew,
+) -> Result<(Box<dyn Engine>, Coverage)> {
+    Ok(match Kind::of(problem, request)? {
+        Kind::Linear => {
+            let engine = Linear::new(problem, request, options, crew)?;
+            let coverage = engine.coverage();
+            (Box::new(engine), coverage)
+        }
+        Kind::Mods => {
+            let engine = Mods::new(problem, request, options, crew, make)?;
+            let coverage = engine.coverage();
+            (Box::new(engine), coverage)
+        }
+        Kind::Softmax => {
+            let engine = Softmax::new(problem, request, options, crew)?;
+            let coverage = engine.coverage();
+            (Box::new(engine), coverage)
+        }
+        Kind::Programs => {
+            let engine = Programs::new(problem, request, options, crew)?;
+            let coverage = engine.coverage();
+            (Box::new(engine), coverage)
+        }
+        Kind::Unfused => {
+            let engine = Unfused::new(problem, request, options, crew)?;
+            let coverage = engine.coverage();
+            (Box::new(engine), coverage)
+        }
+    })
 }
 
 /// A prepared operation on the CPU.
@@ -71,28 +113,7 @@ impl CpuPlan {
         let crew = Crew::new(isa, pool);
         let mut config =
             vec![("isa".to_owned(), isa.name().to_owned()), ("threads".to_owned(), crew.threads.to_string())];
-        let (engine, coverage): (Box<dyn Engine>, Coverage) = match Kind::of(problem, request)? {
-            Kind::Linear => {
-                let engine = Linear::new(problem, request, options, crew)?;
-                let coverage = engine.coverage();
-                (Box::new(engine), coverage)
-            }
-            Kind::Softmax => {
-                let engine = Softmax::new(problem, request, options, crew)?;
-                let coverage = engine.coverage();
-                (Box::new(engine), coverage)
-            }
-            Kind::Programs => {
-                let engine = Programs::new(problem, request, options, crew)?;
-                let coverage = engine.coverage();
-                (Box::new(engine), coverage)
-            }
-            Kind::Unfused => {
-                let engine = Unfused::new(problem, request, options, crew)?;
-                let coverage = engine.coverage();
-                (Box::new(engine), coverage)
-            }
-        };
+        let (engine, coverage) = make(problem, request, options, crew)?;
         config.extend(engine.config());
         let cost = Cost::of(problem, request, &coverage, device);
         let bytes = engine.lines().saturating_mul(size_of::<Line>());

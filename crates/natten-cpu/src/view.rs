@@ -215,6 +215,11 @@ impl<'a> ViewMut<'a> {
         check_tensor(spec, self.shape(), self.dtype, self.strides())
     }
 
+    /// The same view, for a while.
+    pub(crate) const fn again(&mut self) -> ViewMut<'_> {
+        ViewMut { data: self.data, dtype: self.dtype, layout: self.layout, borrow: PhantomData }
+    }
+
     /// The first element. Valid for writes at every index of the layout, while `self` is borrowed mutably.
     pub(crate) const fn data(&mut self) -> *mut u8 {
         self.data

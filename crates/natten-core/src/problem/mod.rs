@@ -351,6 +351,12 @@ impl Problem {
         &self.program
     }
 
+    /// The same problem of vectors that have been through the program's vector functions.
+    #[must_use]
+    pub fn without_mods(&self) -> Self {
+        Self { program: Arc::new(self.program.without_mods()), ..self.clone() }
+    }
+
     /// Whether the row function has a logsumexp.
     pub fn has_logsumexp(&self) -> bool {
         self.program.decay().is_none() && self.program.logsumexp().is_some()

@@ -206,6 +206,12 @@ impl Program {
             && self.mods() == [None; 3]
     }
 
+    /// The same program of vectors that have been through its vector functions.
+    #[must_use]
+    pub fn without_mods(&self) -> Self {
+        Self { query_mod: None, key_mod: None, value_mod: None, ..self.clone() }
+    }
+
     /// The expression of a field; a row's is its weight.
     pub fn field(&self, field: Field) -> Option<Expr> {
         match field {

@@ -68,7 +68,7 @@ impl Decay {
             heads,
             head: if problem.heads_per_kv() == 1 { &[Index::Head, Index::HeadKv] } else { &[Index::Head] },
             tokens,
-            token: &[Index::Query, Index::Key, Index::QueryAxis(0), Index::KeyAxis(0)],
+            token: vec![Index::Query, Index::Key, Index::QueryAxis(0), Index::KeyAxis(0)],
             lanes: 1,
         }]);
         let compile = |roots: &[_]| Tape::new(&lowered.graph, roots, Domain::Tokens, 1, chunk);
@@ -189,7 +189,7 @@ impl Decay {
             for (var, numbers) in
                 [(Var::GradX, &gradients.value), (Var::Tangent(Primal::GradX), &gradients.tangent)]
             {
-                if let Some(to) = tape.variable(&mut registers, var, 0) {
+                if let Some(to) = tape.variable(&mut registers, var, 1) {
                     // SAFETY: the caller's.
                     to[..tokens.len()].copy_from_slice(unsafe { numbers.read(here.clone()) });
                 }

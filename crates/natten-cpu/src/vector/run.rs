@@ -64,15 +64,15 @@ impl Tape {
         run(isa, Block { tape: self, instructions: &self.body, captured, rows, lanes }, registers);
     }
 
-    /// Where a row of a variable goes, if the expressions are of it.
+    /// Where the first `rows` rows of a variable go, if the expressions are of it.
     pub(crate) fn variable<'r, R>(
         &self,
         registers: &'r mut Registers<'_, R>,
         var: Var,
-        row: usize,
+        rows: usize,
     ) -> Option<&'r mut [R]> {
         let (_, register) = self.variables.iter().find(|(which, _)| *which == var)?;
-        Some(&mut registers.numbers[register.row(row, self.lanes)..][..self.lanes])
+        Some(&mut registers.numbers[register.at..][..rows * self.lanes])
     }
 
     /// A row of the root of some number: as many numbers as lanes, or one where lanes do not differ.

@@ -14,8 +14,9 @@ use crate::element::Real;
 use crate::engine::{Crew, Line, Tensors};
 use crate::slab::Slab;
 
-/// The most parts that tokens are cut into.
-const MOST_PARTS: usize = 64;
+/// The most parts that tokens are cut into, and the most that have tables of their own.
+const MOST_PARTS: usize = 512;
+const MOST_TABLES: usize = 64;
 
 /// The least elements of vectors for every entry of the tables that sum them.
 const ELEMENTS_A_ENTRY: usize = 4;
@@ -24,7 +25,7 @@ const ELEMENTS_A_ENTRY: usize = 4;
 const ENTRIES_A_UNIT: usize = 4096;
 
 /// What loads from captured tensors: for every token of some heads, a vector of some numbers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct User<'u> {
     pub(crate) graph: &'u Graph,
     /// The loads whose gradients are wanted.
@@ -35,7 +36,7 @@ pub(crate) struct User<'u> {
     pub(crate) head: &'u [Index],
     pub(crate) tokens: usize,
     /// The index that tells the tokens apart.
-    pub(crate) token: &'u [Index],
+    pub(crate) token: Vec<Index>,
     pub(crate) lanes: usize,
 }
 
@@ -51,7 +52,7 @@ impl User<'_> {
                     && matches!(self.graph.node(load.index[axis]), Node::Index(index) if names.contains(index))
             })
         };
-        Some([axis(self.batch, &[Index::Batch])?, axis(self.heads, self.head)?, axis(self.tokens, self.token)?])
+        Some([axis(self.batch, &[Index::Batch])?, axis(self.heads, self.head)?, axis(self.tokens, &self.token)?])
     }
 
     /// Whether no two tokens load the same element of a captured tensor.
@@ -95,7 +96,7 @@ impl Tables {
         let is_apart = |capture: u8| users.iter().all(|user| user.is_apart(capture, &shape(capture)));
         let most = |capture: u8| {
             let entries: usize = shape(capture).iter().product();
-            (elements / entries.saturating_mul(ELEMENTS_A_ENTRY).max(1)).max(1)
+            (elements / entries.saturating_mul(ELEMENTS_A_ENTRY).max(1)).clamp(1, MOST_TABLES)
         };
         let parts = captures
             .iter()
@@ -121,6 +122,11 @@ impl Tables {
     /// Whether no gradient is wanted.
     pub(crate) fn is_empty(&self) -> bool {
         self.tables.is_empty()
+    }
+
+    /// Whether there is a table of this captured tensor.
+    pub(crate) fn has(&self, capture: u8) -> bool {
+        self.tables.iter().any(|table| table.capture == capture)
     }
 
     /// Numbers of f64 in all.
