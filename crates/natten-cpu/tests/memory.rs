@@ -4,7 +4,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use natten_core::geometry::{AxisParams, Neighborhood};
-use natten_core::{Backend, DType, HostTensor, OpRequest, Plan, PlanOptions, Problem};
+use natten_core::program::{Capture, Program};
+use natten_core::{Backend, DType, HostTensor, OpRequest, Plan, PlanOptions, Problem, Role};
 use natten_cpu::{CpuBackend, CpuPlan, View, ViewMut};
 
 /// The system's allocator, counting.
@@ -30,6 +31,18 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 fn problem(len: usize) -> Problem {
+    with_program(len, Program::softmax(2))
+}
+
+/// A program that takes copies of captured tensors, tables of their gradients, and the classes of its mask.
+fn program() -> Program {
+    let table = Capture::new("table", &[2, 13, 13], DType::F16);
+    let id = Capture::new("id", &[24], DType::I32);
+    let score = "2*tanh(score/2) + table[h, k0 - q0 + 6, k1 - q1 + 6]";
+    Program::builder(2).capture(table).capture(id).score(score).mask("id[q1] <= id[k1]").build().unwrap()
+}
+
+fn with_program(len: usize, program: Program) -> Problem {
     let axis = |len| AxisParams::new(len, 7);
     let window = Neighborhood::new(&[axis(len), axis(24)]).unwrap();
     Problem::builder(window, DType::F16)
@@ -37,6 +50,7 @@ fn problem(len: usize) -> Problem {
         .head_dim(16)
         .additional_tokens(5)
         .relative_positional_bias(true)
+        .program(program)
         .build()
         .unwrap()
 }
@@ -48,9 +62,16 @@ fn plan(problem: &Problem, request: &OpRequest) -> std::sync::Arc<dyn Plan> {
 
 #[test]
 fn runs_allocate_nothing() {
-    let problem = problem(40);
-    for request in [OpRequest::forward(&problem), OpRequest::backward(&problem)] {
-        let plan = plan(&problem, &request);
+    let (problem, programmed) = (problem(40), with_program(40, program()));
+    let tangents = [Role::TangentQuery, Role::TangentCapture(0)];
+    for (problem, request) in [
+        (&problem, OpRequest::forward(&problem)),
+        (&problem, OpRequest::backward(&problem)),
+        (&programmed, OpRequest::forward(&programmed)),
+        (&programmed, OpRequest::backward(&programmed)),
+        (&programmed, OpRequest::backward_jvp(&programmed, tangents)),
+    ] {
+        let plan = plan(problem, &request);
         let cpu = plan.as_any().downcast_ref::<CpuPlan>().unwrap();
         let mut tensors: Vec<HostTensor> = plan
             .tensors()

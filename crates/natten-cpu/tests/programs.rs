@@ -104,7 +104,7 @@ fn rows() -> Vec<Case> {
         row("retention, detached", "retention:detach"),
         row("mean shift", "m = sum(x); sigmoid(x - m/8)"),
         row("largest", "m = max(x); exp(x - m) * 0.1"),
-        row("range", "a = max(x); b = min(x); (x - b) / (a - b + 1)"),
+        row("range", "hi = max(x); lo = min(x); (x - lo) / (hi - lo + 1)"),
         row("two logsumexps", "l = lse(x); n = lse(-2*x); exp(x - l) + 0.1*tanh(n)*x"),
         row("shifted softmax", "l = lse(x); n = sum(x*x); exp(x - l) / (1 + n)"),
         row("softmax of a stage", "l = lse(x); n = sum(exp(-abs(x))); exp(x - l) * x * rsqrt(1 + n)"),

@@ -48,7 +48,7 @@ pub const PRESETS: &[Preset] = &[
     Preset {
         name: "l1",
         option: "",
-        text: "a = sum(relu(x)); relu(x) / max(a, 1e-30)",
+        text: "a = sum(relu(x)); relu(x) / select(a > 0, a, 1.0)",
         about: "positive scores over their sum",
     },
 ];
