@@ -30,6 +30,7 @@ pub mod expr;
 mod interval;
 mod lower;
 mod presets;
+pub mod online;
 pub mod random;
 mod row;
 #[cfg(test)]
@@ -389,6 +390,15 @@ impl ProgramBuilder {
     /// A row function of expressions of [`graph`](Self::graph).
     pub fn row_function(self, row: Row) -> Self {
         Self { row: Some(row), ..self }
+    }
+
+    /// The row function of an imperative one: see [`online`].
+    ///
+    /// # Errors
+    /// As [`Row::import`].
+    pub fn online(mut self, function: &dyn online::OnlineFunction) -> Result<Self> {
+        let row = Row::import(&mut self.graph, function)?;
+        Ok(self.row_function(row))
     }
 
     /// Parses and checks everything.
