@@ -6,7 +6,8 @@ use std::fmt::Write;
 use clap::{Args, Subcommand};
 use natten::geometry::MAX_RANK;
 use natten::program::{
-    Algorithm, Capture, Expr, Field, Given, GradStages, Graph, LoadGradient, Lowered, LoweredVector, Program, Pushed,
+    Algorithm, Capture, Expr, Field, Given, GradStages, Graph, LoadGradient, Lowered, LoweredVector, Program,
+    Pushed,
 };
 use natten::{DType, Result};
 
@@ -55,7 +56,12 @@ fn capture(text: &str) -> Result<Capture, String> {
     let dtype: DType = dtype.map_or(Ok(DType::F32), str::parse).map_err(|error| error.to_string())?;
     let extents = shape.split(',').filter(|_| !shape.is_empty());
     let shape: Vec<usize> = extents
-        .map(|extent| extent.trim().parse().map_err(|_| format!("'{extent}' is no extent: the shape must be like 8,13,13")))
+        .map(|extent| {
+            extent
+                .trim()
+                .parse()
+                .map_err(|_| format!("'{extent}' is no extent: the shape must be like 8,13,13"))
+        })
         .collect::<Result<_, _>>()?;
     Ok(Capture::new(name, &shape, dtype))
 }
@@ -84,7 +90,8 @@ fn describe(program: &Program) -> String {
     }
     for (field, expr) in [Field::QueryMod, Field::KeyMod, Field::ValueMod].into_iter().zip(program.mods()) {
         if let Some(expr) = expr {
-            let title = format!("{field}: y takes the place of the element x of the vector, grad_x is y's cotangent");
+            let title =
+                format!("{field}: y takes the place of the element x of the vector, grad_x is y's cotangent");
             page.vector(program, title, expr, true);
         }
     }
@@ -161,10 +168,13 @@ impl Page {
                 let mut texts = list.into_iter();
                 let own = texts.next_back().map(|(_, text)| text).unwrap_or_default();
                 texts.for_each(|(name, text)| self.row(name, text));
-                self.row(&line.name, match &line.around {
-                    Some((before, after)) => format!("{before}{own}{after}"),
-                    None => own,
-                });
+                self.row(
+                    &line.name,
+                    match &line.around {
+                        Some((before, after)) => format!("{before}{own}{after}"),
+                        None => own,
+                    },
+                );
             }
         }
     }

@@ -83,7 +83,8 @@ impl ProgramArgs {
     }
 
     fn build_with(&self, rank: usize, captures: Vec<Capture>) -> Result<Program> {
-        let mut builder = captures.into_iter().fold(Program::builder(rank), |builder, capture| builder.capture(capture));
+        let mut builder =
+            captures.into_iter().fold(Program::builder(rank), |builder, capture| builder.capture(capture));
         for (field, text) in [
             (Field::Score, &self.score),
             (Field::Mask, &self.mask),

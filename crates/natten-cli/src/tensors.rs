@@ -119,9 +119,15 @@ impl TensorFile {
             Dtype::I16 => entry.integers(|bytes| i16::from_le_bytes(bytes).into()),
             Dtype::U32 => entry.integers(|bytes| u32::from_le_bytes(bytes).into()),
             Dtype::I32 => entry.integers(|bytes| i32::from_le_bytes(bytes).into()),
-            Dtype::U64 => entry.integers(|bytes| i64::try_from(u64::from_le_bytes(bytes)).unwrap_or(i64::MAX)),
+            Dtype::U64 => {
+                entry.integers(|bytes| i64::try_from(u64::from_le_bytes(bytes)).unwrap_or(i64::MAX))
+            }
             Dtype::I64 => entry.integers(i64::from_le_bytes),
-            _ => return Err(entry.wrong_dtype("a captured tensor must be of f64, f32, f16, bf16, integers or bool")),
+            _ => {
+                return Err(
+                    entry.wrong_dtype("a captured tensor must be of f64, f32, f16, bf16, integers or bool")
+                );
+            }
         };
         HostTensor::new(entry.shape, numbers?).map(Some)
     }
@@ -133,9 +139,11 @@ impl TensorFile {
         let entry = Entry { name, dtype: *dtype, shape, bytes: &self.bytes[self.data..][*start..*end] };
         match checked_len(shape) {
             Ok(_) => Ok(Some(entry)),
-            Err(_) => {
-                Err(entry.invalid(&format!("{shape:?}"), "its number of elements overflows".to_owned(), "check the shape"))
-            }
+            Err(_) => Err(entry.invalid(
+                &format!("{shape:?}"),
+                "its number of elements overflows".to_owned(),
+                "check the shape",
+            )),
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use natten::program::{Capture, Program};
-use natten::{DType, Error, HostTensor, Op, Problem, Result, Role, TensorSpec, check_tensor, contiguous_strides};
+use natten::{
+    DType, Error, HostTensor, Op, Problem, Result, Role, TensorSpec, check_tensor, contiguous_strides,
+};
 
 use super::args::RunArgs;
 use crate::console;

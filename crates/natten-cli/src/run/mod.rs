@@ -7,7 +7,7 @@ mod task;
 
 use std::fmt::Write;
 
-use natten::{Device, OpRequest, Problem, Registry, Result};
+use natten::{Device, OpRequest, PlanOptions, Problem, Registry, Result};
 
 pub(crate) use self::args::RunArgs;
 use self::inputs::Inputs;
@@ -25,10 +25,10 @@ use crate::{console, output, tensors};
 pub(crate) fn run(args: &RunArgs, registry: &Registry) -> Result<()> {
     let device = registry.device(&args.backend)?;
     output::check(&args.output)?;
-    // Everything is checked before the first operation runs, which may take long.
+    // Everything is checked, and every operation planned, before the first runs, which may take long.
     let Task { problem, steps, mut inputs } = Task::read(args, &TensorFile::read(&args.input)?)?;
     for step in &steps {
-        device.backend().supports(&problem, &step.request)?;
+        device.plan(&problem, &step.request, &PlanOptions::default())?;
     }
 
     let mut summary = format!("{} {} {}\n", device.info().backend, problem.dtype(), problem.neighborhood());

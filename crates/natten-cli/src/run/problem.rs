@@ -26,7 +26,7 @@ pub(super) fn describe(args: &RunArgs, inputs: &Inputs, dtype: DType, program: P
         ));
     }
     let neighborhood = if args.full { full(args, &shapes)? } else { window(args, &shapes)? };
-    let is_sequence = args.full && neighborhood.axes()[0].is_causal();
+    let is_sequence = args.full && neighborhood.user_axes()[0].is_causal();
     if program.decay().is_some() && !is_sequence {
         return Err(Error::invalid(
             "decay",
@@ -78,7 +78,12 @@ impl Shapes {
         let first = query.or(shape(Role::Attention));
         let second = key.or(value);
         let (Some((of, queries)), Some((_, keys))) = (first, second) else {
-            return Err(Error::invalid("query", "missing", "every operation needs it", "add this tensor to the input file"));
+            return Err(Error::invalid(
+                "query",
+                "missing",
+                "every operation needs it",
+                "add this tensor to the input file",
+            ));
         };
         let most = if args.full { 1 } else { MAX_RANK };
         let layout = if of == Role::Query { QUERY_LAYOUT } else { ATTENTION_LAYOUT };

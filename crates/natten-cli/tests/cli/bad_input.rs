@@ -209,7 +209,7 @@ fn programs_that_are_wrong() {
         ("--query-mod x*k", &["query_mod:", "column 3"], "k"),
         ("--key-mod x*q", &["key_mod:", "column 3"], "q"),
         ("--value-mod random(1)", &["value_mod:", "column 1"], "random"),
-        ("--score -exp(score)+löwe", &["score:", "column 13"], "löwe"),
+        ("--score -exp(score)+löwe", &["score:", "'ö' at column 14"], "ö"),
     ] {
         let directory = Directory::with_input(&tensors);
         let finished = directory.run(&format!("{COMMAND} {slope} {words}"));
@@ -276,23 +276,77 @@ fn operations_that_do_not_fit() {
     let weights = |shape: &[usize]| with("attention", noise(DType::F32, shape, 5));
     for (what, tensors, words, parts) in [
         ("no tangents", inputs(DType::F32, &[9]), "--op jvp", &["tangents is none", "tangent_query"][..]),
-        ("no tangents", inputs(DType::F32, &[9]), "--op double-backward", &["tangents is none", "tangent_value"]),
-        ("of grad_output alone", with("tangent_grad_output", noise(DType::F32, grid, 5)), "--op jvp", &["tangents is none"]),
-        ("no cotangent", without_cotangent, "--op jvp,double-backward", &["grad_output is missing: double-backward needs it"]),
-        ("shape", tangent(&[1, 9, 2, 3], DType::F32), "--op jvp", &["tangent_key is [1, 9, 2, 3]", "[1, 9, 2, 4]"]),
+        (
+            "no tangents",
+            inputs(DType::F32, &[9]),
+            "--op double-backward",
+            &["tangents is none", "tangent_value"],
+        ),
+        (
+            "of grad_output alone",
+            with("tangent_grad_output", noise(DType::F32, grid, 5)),
+            "--op jvp",
+            &["tangents is none"],
+        ),
+        (
+            "no cotangent",
+            without_cotangent,
+            "--op jvp,double-backward",
+            &["grad_output is missing: double-backward needs it"],
+        ),
+        (
+            "shape",
+            tangent(&[1, 9, 2, 3], DType::F32),
+            "--op jvp",
+            &["tangent_key is [1, 9, 2, 3]", "[1, 9, 2, 4]"],
+        ),
         ("dtype", tangent(grid, DType::F64), "--op jvp", &["tangent_key is f64", "must be f32", "--dtype"]),
-        ("dtype of a captured tensor", slope, "--op jvp --capture slope=slope --score score*slope[h]", &["tangent_slope is f64", "must be f32"]),
+        (
+            "dtype of a captured tensor",
+            slope,
+            "--op jvp --capture slope=slope --score score*slope[h]",
+            &["tangent_slope is f64", "must be f32"],
+        ),
         ("no weights", inputs(DType::F32, &[9]), "--op av", &["attention is missing: av needs it"]),
-        ("no cotangent of weights", inputs(DType::F32, &[9]), "--op qk-backward", &["grad_attention is missing: qk-backward needs it"]),
+        (
+            "no cotangent of weights",
+            inputs(DType::F32, &[9]),
+            "--op qk-backward",
+            &["grad_attention is missing: qk-backward needs it"],
+        ),
         ("slots", weights(&[1, 2, 9, 4]), "--op av", &["attention is [1, 2, 9, 4]", "[1, 2, 9, 3]"]),
         ("axes", weights(&[1, 2, 9]), "--op av", &["attention is [1, 2, 9]", "[batch, heads, tokens"]),
-        ("heads", weights(&[1, 3, 9, 3]), "--op av", &["value is [1, 9, 2, 4]", "2 heads must divide the 3 heads of attention"]),
-        ("a window", inputs(DType::F32, &[9]), "--op qk --row sigmoid", &["program is not plain softmax", "qk"]),
+        (
+            "heads",
+            weights(&[1, 3, 9, 3]),
+            "--op av",
+            &["value is [1, 9, 2, 4]", "2 heads must divide the 3 heads of attention"],
+        ),
+        (
+            "a window",
+            inputs(DType::F32, &[9]),
+            "--op qk --row sigmoid",
+            &["program is not plain softmax", "qk"],
+        ),
         ("two outputs", weights(&[1, 2, 9, 3]), "--op forward,av", &["op is forward,av: both write output"]),
-        ("two gradients", with("grad_attention", noise(DType::F32, &[1, 2, 9, 3], 5)), "--op qk-backward,backward", &["both write grad_query"]),
+        (
+            "two gradients",
+            with("grad_attention", noise(DType::F32, &[1, 2, 9, 3], 5)),
+            "--op qk-backward,backward",
+            &["both write grad_query"],
+        ),
     ] {
         assert_run_refused(what, &tensors, &format!("{line} {words}"), parts);
     }
+}
+
+/// A backend that does not do an operation of a program says which, and where it stands.
+#[cfg(feature = "cpu")]
+#[test]
+fn programs_that_a_backend_refuses() {
+    let words = "--op forward --backend cpu --full --causal true --decay -1.0-random(3)";
+    let parts = ["cpu does not support", "'random(3)' at column 6 of decay", "belongs to a pair"];
+    assert_run_refused("random decay", &inputs(DType::F32, &[9]), words, &parts);
 }
 
 #[test]

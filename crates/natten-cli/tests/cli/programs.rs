@@ -158,8 +158,7 @@ fn the_unfused_pair_has_tangents() {
     let (found, finished) = directory.results(&format!("--op av-jvp {window}"));
     assert!(finished.stderr.contains("nothing uses these tensors of the input: grad_output, key, query\n"));
     let other = [("attention", scores["attention"].clone()), ("value", base["key"].clone())];
-    let (output, _) =
-        Directory::with_input(&with(&base, other)).results(&format!("--op av {window}"));
+    let (output, _) = Directory::with_input(&with(&base, other)).results(&format!("--op av {window}"));
     assert_close("av is linear", &found["tangent_output"], &output["output"], 1e-14);
 }
 
@@ -178,7 +177,9 @@ fn av_takes_the_attention_of_the_file() {
 #[test]
 fn rows_are_presets_or_texts() {
     let directory = Directory::with_input(&inputs(DType::F64, &[9]));
-    let run = |row: &str| directory.results(&format!("--op forward,backward --kernel-size 5 --backend reference {row}"));
+    let run = |row: &str| {
+        directory.results(&format!("--op forward,backward --kernel-size 5 --backend reference {row}"))
+    };
     let (plain, _) = run("");
     for row in ["--row softmax", "--row l=lse(x);exp(x-l)", "--score score"] {
         assert_eq!(run(row).0, plain, "{row}");
@@ -298,7 +299,8 @@ fn a_captured_bias_is_added_once() {
         Directory::with_input(&with(&inputs(DType::F64, &[9]), [("rpb", noise(DType::F64, &[2, 5], 7))]));
     let window = "--op forward,backward --kernel-size 3 --backend reference";
     let (built_in, _) = directory.results(window);
-    let (captured, finished) = directory.results(&format!("{window} --score score+rpb[h,k-q+2] --capture rpb=rpb"));
+    let (captured, finished) =
+        directory.results(&format!("{window} --score score+rpb[h,k-q+2] --capture rpb=rpb"));
     assert_eq!((names(&captured), finished.stderr.as_str()), (names(&built_in), ""));
     for (name, tensor) in &captured {
         assert_close(name, tensor, &built_in[name], 1e-13);
@@ -352,7 +354,8 @@ fn a_recurrence_goes_on_from_its_state() {
         assert_eq!(names(&all), expected);
         assert_eq!(all["final_state"].shape(), [1, 2, 4, 4]);
 
-        let without = |tensors: Tensors| tensors.into_iter().filter(|(name, _)| name != "grad_output").collect();
+        let without =
+            |tensors: Tensors| tensors.into_iter().filter(|(name, _)| name != "grad_output").collect();
         let first = run(&without(part(0..5)), "forward");
         let state = [("initial_state", first["final_state"].clone())];
         let second = run(&with(&part(5..12), state), "forward,backward");

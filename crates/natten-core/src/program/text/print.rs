@@ -45,19 +45,26 @@ pub(in crate::program) fn list(
     let mut known: Vec<Expr> = layouts.keys().copied().collect();
     known.sort_unstable();
     for expr in known {
-        let length = layouts[&expr].pieces.iter().map(|piece| match piece {
+        let pieces = &layouts[&expr].pieces;
+        let words = |piece: &Piece| match piece {
             Piece::Mark(_) => 0,
             Piece::Word(_) => 1,
             Piece::Inner(inner) | Piece::Side(inner, _) => lengths[inner],
-        });
-        let length = length.fold(0, usize::saturating_add);
-        let has_name = length >= WORTH_A_NAME && uses.get(&expr).is_some_and(|&uses| uses >= 2);
-        lengths.insert(expr, if has_name { 1 } else { length });
-        match roots.iter().find(|(label, root)| *root == expr && is_name(label)) {
-            Some((label, _)) if has_name => _ = names.insert(expr, (*label).to_owned()),
-            None if has_name => shared.push(expr),
-            _ => {}
+        };
+        let length = pieces.iter().map(words).fold(0, usize::saturating_add);
+        lengths.insert(expr, length);
+        if uses.get(&expr).is_none_or(|&uses| uses < 2) || !pieces.iter().any(|piece| piece.inner().is_some())
+        {
+            continue;
         }
+        if let Some((label, _)) = roots.iter().find(|(label, root)| *root == expr && is_name(label)) {
+            names.insert(expr, (*label).to_owned());
+        } else if length >= WORTH_A_NAME {
+            shared.push(expr);
+        } else {
+            continue;
+        }
+        lengths.insert(expr, 1);
     }
 
     let mut made_up = (1u32..).map(|number| format!("t{number}")).filter(|name| !is_taken(name));
@@ -82,7 +89,7 @@ pub(in crate::program) fn list(
     lists
 }
 
-/// The least words of a text that is worth a name.
+/// The least words of a text that is worth a name made up for it.
 const WORTH_A_NAME: usize = 4;
 
 /// How the texts of `roots` use each expression: as often as it is written, or once as a root.
@@ -93,10 +100,7 @@ fn uses(layouts: &HashMap<Expr, Layout>, roots: &[Expr]) -> HashMap<Expr, usize>
         let count = uses.entry(expr).or_default();
         *count += 1;
         if *count == 1 {
-            todo.extend(layouts[&expr].pieces.iter().filter_map(|piece| match piece {
-                Piece::Inner(inner) | Piece::Side(inner, _) => Some(*inner),
-                Piece::Mark(_) | Piece::Word(_) => None,
-            }));
+            todo.extend(layouts[&expr].pieces.iter().filter_map(Piece::inner));
         }
     }
     uses
@@ -172,6 +176,15 @@ enum Piece {
     Inner(Expr),
     /// An expression in parentheses if it binds less tight than this.
     Side(Expr, Level),
+}
+
+impl Piece {
+    const fn inner(&self) -> Option<Expr> {
+        match self {
+            Self::Mark(_) | Self::Word(_) => None,
+            Self::Inner(expr) | Self::Side(expr, _) => Some(*expr),
+        }
+    }
 }
 
 struct Printer<'a> {

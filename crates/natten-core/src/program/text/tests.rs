@@ -411,3 +411,39 @@ fn variables_of_derivatives_have_names() {
     let sum = graph.add(tangent, product);
     assert_eq!(written(&graph, sum), "score' + slope'[h]*capture9");
 }
+
+/// What several expressions share is written once, under the label of a root that is it, or under a name that no
+/// captured tensor has.
+#[test]
+fn lists_write_once_what_is_shared() {
+    let mut graph = Graph::new();
+    let exprs = [
+        "exp(score - slope[h])",
+        "exp(score - slope[h])*tanh(c*score + 1)",
+        "tanh(c*score + 1) - exp(score - slope[h])",
+        "tanh(c*score + 1)",
+        "slope[h]*(score - slope[h])",
+    ]
+    .map(|text| read(&mut graph, text));
+    let roots: Vec<_> = ["weight", "grad_c +=", "c", "a[h]", "x"].into_iter().zip(exprs).collect();
+    let mut captures = captures();
+    let lines: Vec<String> = list(&graph, &roots, &captures, &[])
+        .into_iter()
+        .map(|lines| lines.into_iter().map(|(name, text)| format!("{name}: {text}; ")).collect())
+        .collect();
+    let expected = [
+        "t1: score - slope[h]; weight: exp(t1); ",
+        "t2: tanh(c*score + 1.0); grad_c +=: weight*t2; ",
+        "c: t2 - weight; ",
+        "a[h]: t2; ",
+        "x: slope[h]*t1; ",
+    ];
+    assert_eq!(lines, expected);
+
+    captures.push(Capture::new("t1", &[], DType::F32));
+    captures.push(Capture::new("weight", &[], DType::F32));
+    let lists = list(&graph, &roots, &captures, &[]);
+    let names: Vec<&str> = lists[0].iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["t2", "t3", "weight"]);
+    assert_eq!(lists[0][2].1, "t3");
+}
