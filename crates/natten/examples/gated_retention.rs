@@ -28,6 +28,10 @@ pub(crate) fn run(device: &Device) -> Outcome {
     let (q1, k1, v1, g1) = (half(&q, 0..35), half(&k, 0..35), half(&v, 0..35), gates(0..35));
     let (q2, k2, v2, g2) = (half(&q, 35..70), half(&k, 35..70), half(&v, 35..70), gates(35..70));
     let state = natten::linear_attention(&q1, &k1, &v1).log_decay(&g1).device(device).forward()?.final_state;
-    let rest = natten::linear_attention(&q2, &k2, &v2).log_decay(&g2).initial_state(&state).device(device).forward()?;
+    let rest = natten::linear_attention(&q2, &k2, &v2)
+        .log_decay(&g2)
+        .initial_state(&state)
+        .device(device)
+        .forward()?;
     compare("second half", &rest.output, &half(&expected.into_dimensionality::<Ix4>()?, 35..70))
 }

@@ -15,7 +15,6 @@ pub(crate) fn run(device: &Device) -> Outcome {
     let (query, cache) = (noise(1, (2, 1, 16, 576)), noise(2, (2, 40, 1, 576)));
     let latent = cache.slice(s![.., .., .., ..512]);
     let result = natten::attention(&query, &cache, latent).device(device).forward()?;
-    let expected =
-        attention(&query, &cache, &latent.to_owned(), |_, _, _, scores| softmax(scores, |_| true));
+    let expected = attention(&query, &cache, &latent.to_owned(), |_, _, _, scores| softmax(scores, |_| true));
     compare("MLA decode", &result.output, &expected)
 }

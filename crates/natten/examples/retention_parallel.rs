@@ -14,7 +14,10 @@ fn main() -> Outcome {
 pub(crate) fn run(device: &Device) -> Outcome {
     let (q, k, v) = (noise(1, (2, 30, 3, 8)) * 4.0, noise(2, (2, 30, 3, 8)), noise(3, (2, 30, 3, 8)));
     let gamma = |h: usize| 1.0 - 2f64.powi(-5 - h as i32);
-    let decay = Array3::from_shape_fn((3, 30, 30), |(h, i, j)| if j <= i { gamma(h).powi((i - j) as i32) } else { 0.0 });
+    let decay = Array3::from_shape_fn(
+        (3, 30, 30),
+        |(h, i, j)| if j <= i { gamma(h).powi((i - j) as i32) } else { 0.0 },
+    );
     let call = natten::attention(&q, &k, &v)
         .score("score * decay[h, q, k]")
         .row("retention")

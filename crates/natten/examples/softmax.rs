@@ -11,7 +11,8 @@ fn main() -> Outcome {
 
 pub(crate) fn run(device: &Device) -> Outcome {
     for heads_kv in [4, 2, 1] {
-        let (q, k, v) = (noise(1, (2, 24, 4, 8)), noise(2, (2, 24, heads_kv, 8)), noise(3, (2, 24, heads_kv, 8)));
+        let (q, k, v) =
+            (noise(1, (2, 24, 4, 8)), noise(2, (2, 24, heads_kv, 8)), noise(3, (2, 24, heads_kv, 8)));
         let call = natten::attention(&q, &k, &v).causal(true).device(device);
         let result = call.forward()?;
         let expected = attention(&q, &k, &v, |_, _, i, scores| softmax(scores, |j| j <= i));

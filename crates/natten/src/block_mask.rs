@@ -42,7 +42,8 @@ impl BlockMask {
                 return Err(Error::invalid(name, 0, "there must be at least one block", "check the lengths"));
             }
         }
-        if let Some(tokens) = block.into_iter().find(|&tokens| i32::try_from(tokens).map_or(true, |t| t == 0)) {
+        if let Some(tokens) = block.into_iter().find(|&tokens| i32::try_from(tokens).map_or(true, |t| t == 0))
+        {
             return Err(Error::invalid(
                 "block",
                 tokens,
@@ -69,6 +70,24 @@ impl BlockMask {
     /// `[query blocks, key blocks]`: 1 where a block is seen, else 0.
     pub fn array(&self) -> ArrayView2<'_, i32> {
         self.blocks.view()
+    }
+
+    /// That the blocks reach over all tokens: a load beyond the table would read its last entry.
+    pub(crate) fn check(&self, query_tokens: usize, key_tokens: usize) -> Result<()> {
+        let (blocks, tokens) = (self.blocks.dim(), [query_tokens, key_tokens]);
+        for (what, blocks, block, tokens) in
+            [("query", blocks.0, self.block[0], tokens[0]), ("key", blocks.1, self.block[1], tokens[1])]
+        {
+            if blocks.saturating_mul(block) < tokens {
+                return Err(Error::invalid(
+                    "block_mask",
+                    format!("{blocks} {what} blocks of {block}"),
+                    format!("there are {tokens} {what} tokens"),
+                    "give a list for every query block, and count all key blocks",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The mask as text, where the table is captured as `name`.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use natten_core::{
-    Backend, Bindings, DeviceInfo, Error, HostTensor, Op, OpRequest, Pending, Plan, PlanOptions, Problem, Queue,
-    Result, Role, Submission, Tensor,
+    Backend, Bindings, DeviceInfo, Error, HostTensor, Op, OpRequest, Pending, Plan, PlanOptions, Problem,
+    Queue, Result, Role, Submission, Tensor,
 };
 
 /// Waits for a [`Pending`] result.

@@ -272,7 +272,8 @@ impl<'a, T: HostElement> LinearAttention<'a, T> {
     ) -> Result<LinearGradients<T>> {
         let problem = self.problem()?;
         let request = OpRequest::backward(&problem).giving(grad_final_state.map(|_| Role::GradFinalState));
-        let mut operands: Operands<'_, T> = [(Role::GradOutput, Operand::Numbers(grad_output.reborrow()))].into();
+        let mut operands: Operands<'_, T> =
+            [(Role::GradOutput, Operand::Numbers(grad_output.reborrow()))].into();
         operands.extend(grad_final_state.map(|state| (Role::GradFinalState, Operand::Host(state))));
         let mut results = self.run(&problem, &request, operands)?;
         let of_queries = gathered(&results.numbers(Role::GradQuery)?, self.query.shape()[2]);
@@ -301,14 +302,20 @@ impl<'a, T: HostElement> LinearAttention<'a, T> {
     pub fn jvp(&self, tangents: &Tangents<'_, T>) -> Result<LinearJvp<T>> {
         let problem = self.problem()?;
         let given = tangents.operands(&problem)?;
-        let mut operands: Operands<'_, T> = given.iter().map(|(&role, operand)| (role, operand.reborrow())).collect();
+        let mut operands: Operands<'_, T> =
+            given.iter().map(|(&role, operand)| (role, operand.reborrow())).collect();
         let mut spread = Vec::new();
         for (role, array) in [(Role::TangentQuery, &self.query), (Role::TangentKey, &self.key)] {
-            if let Some(Operand::Numbers(tangent)) = given.get(&role)
-                && tangent.shape() == array.shape()
-            {
-                spread.push((role, scattered(tangent, problem.heads())));
+            let Some(Operand::Numbers(tangent)) = given.get(&role) else { continue };
+            if tangent.shape() != array.shape() {
+                return Err(Error::invalid(
+                    role.name(),
+                    format!("{:?}", tangent.shape()),
+                    format!("its shape must be {:?}, its input's", array.shape()),
+                    "heads that share a query or a key share its tangent",
+                ));
             }
+            spread.push((role, scattered(tangent, problem.heads())));
         }
         operands.extend(spread.iter().map(|(role, array)| (*role, Operand::Numbers(array.view().into()))));
         let request = OpRequest::forward_jvp(&problem, operands.keys().copied());
@@ -325,8 +332,9 @@ impl<'a, T: HostElement> LinearAttention<'a, T> {
     fn run(&self, problem: &Problem, request: &OpRequest, given: Operands<'_, T>) -> Result<Results> {
         let query = scattered(&self.query, problem.heads());
         let key = scattered(&self.key, problem.heads());
-        
-        let mut operands: Operands<'_, T> = given.iter().map(|(&role, operand)| (role, operand.reborrow())).collect();
+
+        let mut operands: Operands<'_, T> =
+            given.iter().map(|(&role, operand)| (role, operand.reborrow())).collect();
         operands.insert(Role::Query, Operand::Numbers(query.view().into()));
         operands.insert(Role::Key, Operand::Numbers(key.view().into()));
         operands.insert(Role::Value, Operand::Numbers(self.value.reborrow()));

@@ -147,7 +147,9 @@ impl<'a, T: HostElement> Script<'a, T> {
             let (shape, dtype) = (problem.shape(role), problem.dtype_of(role));
             let given = self.captured(&name);
             match given {
-                Some(operand) if operand.shape() == shape && operand.dtype() == dtype => Ok((role, operand.reborrow())),
+                Some(operand) if operand.shape() == shape && operand.dtype() == dtype => {
+                    Ok((role, operand.reborrow()))
+                }
                 _ => Err(Error::invalid(
                     name,
                     given.map_or("missing".to_owned(), |o| format!("{:?} of {}", o.shape(), o.dtype())),

@@ -31,7 +31,10 @@ impl Window {
         let dilation = self.dilation.spread("dilation", rank)?;
         let causal = self.causal.spread("causal", rank)?;
         let along = |a: usize| {
-            AxisParams::new(tokens[a], kernel_size[a]).stride(stride[a]).dilation(dilation[a]).causal(causal[a])
+            AxisParams::new(tokens[a], kernel_size[a])
+                .stride(stride[a])
+                .dilation(dilation[a])
+                .causal(causal[a])
         };
         let params: Vec<AxisParams> = (0..rank).map(along).collect();
         match self.fit {

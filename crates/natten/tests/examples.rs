@@ -5,7 +5,7 @@
 use natten::Registry;
 
 /// The backends that must be there, and do everything.
-const BACKENDS: &[&str] = &["reference"];
+const BACKENDS: &[&str] = &["reference", "cpu"];
 
 macro_rules! examples {
     ($($path:literal $name:ident;)*) => {$(

@@ -87,7 +87,12 @@ pub trait OnlineFunction {
     fn forward(&self, ctx: &mut OnlineContext<'_>, scores: Expr, final_rowscales: &[Expr]) -> Expr;
 
     /// The gradient of a score. None leaves it to be derived, which it is in any case: one that is given is compared.
-    fn backward(&self, ctx: &mut OnlineContext<'_>, of: &OnlineGradient, final_rowscales: &[Expr]) -> Option<Expr> {
+    fn backward(
+        &self,
+        ctx: &mut OnlineContext<'_>,
+        of: &OnlineGradient,
+        final_rowscales: &[Expr],
+    ) -> Option<Expr> {
         let _ = (ctx, of, final_rowscales);
         None
     }

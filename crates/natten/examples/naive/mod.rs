@@ -73,7 +73,11 @@ pub(crate) fn recurrence(
 ///
 /// # Errors
 /// Where that is more than rounding.
-pub(crate) fn compare<D: Dimension, E: Dimension>(what: &str, found: &Array<f64, D>, expected: &Array<f64, E>) -> Outcome {
+pub(crate) fn compare<D: Dimension, E: Dimension>(
+    what: &str,
+    found: &Array<f64, D>,
+    expected: &Array<f64, E>,
+) -> Outcome {
     if found.shape() != expected.shape() {
         return Err(format!("{what}: shape {:?} instead of {:?}", found.shape(), expected.shape()).into());
     }

@@ -15,6 +15,7 @@ use natten_core::{Error, HostElement, Problem, Result, Role};
 
 pub use self::results::{Forward, Gradients, Jvp, SecondGradients};
 use crate::array::{Array, PerAxis};
+use crate::block_mask::BlockMask;
 use crate::device::Device;
 use crate::script::Script;
 use crate::window::Window;
@@ -53,6 +54,7 @@ pub struct Attention<'a, T> {
     pattern: Pattern,
     inputs: BTreeMap<Role, Array<'a, T>>,
     script: Script<'a, T>,
+    block_masks: Vec<&'a BlockMask>,
     scale: Option<f64>,
     device: Option<Device>,
 }
@@ -169,7 +171,15 @@ pub fn retention_parallel<'a, T: HostElement>(
 impl<'a, T: HostElement> Attention<'a, T> {
     fn new(rank: usize, pattern: Pattern, [query, key, value]: [Array<'a, T>; 3]) -> Self {
         let inputs = [(Role::Query, query), (Role::Key, key), (Role::Value, value)].into();
-        Self { rank, pattern, inputs, script: Script::default(), scale: None, device: None }
+        Self {
+            rank,
+            pattern,
+            inputs,
+            script: Script::default(),
+            block_masks: Vec::new(),
+            scale: None,
+            device: None,
+        }
     }
 
     fn windowed(rank: usize, inputs: [Array<'a, T>; 3], kernel_size: PerAxis<usize>) -> Self {
@@ -216,6 +226,11 @@ impl<'a, T: HostElement> Attention<'a, T> {
                     "layouts are heads-last; query, key and value share batch and tokens",
                 ));
             }
+        }
+        let tokens = |shape: Vec<usize>| shape.into_iter().product();
+        let neighborhood = problem.neighborhood();
+        for blocks in &self.block_masks {
+            blocks.check(tokens(neighborhood.query_shape()), tokens(neighborhood.key_shape()))?;
         }
         Ok(problem)
     }

@@ -169,9 +169,10 @@ impl<'a, T: HostElement> Attention<'a, T> {
     }
 
     /// Lets only the pairs of listed blocks count, beside what [`mask`](Self::mask) says. The list is captured as `name`.
-    pub fn block_mask(self, name: impl Into<String>, blocks: &'a BlockMask) -> Self {
+    pub fn block_mask(mut self, name: impl Into<String>, blocks: &'a BlockMask) -> Self {
         let name = name.into();
         let text = blocks.text(&name);
+        self.block_masks.push(blocks);
         self.capture_i32(name, blocks.array()).mask(text)
     }
 }

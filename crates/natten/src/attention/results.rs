@@ -113,7 +113,10 @@ impl<T: HostElement> SecondGradients<T> {
     }
 }
 
-fn captured<'c, T: HostElement>(captures: &'c BTreeMap<String, HostTensor>, name: &str) -> Result<ArrayViewD<'c, T>> {
+fn captured<'c, T: HostElement>(
+    captures: &'c BTreeMap<String, HostTensor>,
+    name: &str,
+) -> Result<ArrayViewD<'c, T>> {
     let known = || captures.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let tensor = captures.get(name).ok_or_else(|| {
         Error::invalid(

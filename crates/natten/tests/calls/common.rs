@@ -5,7 +5,7 @@ use ndarray::{Array, ArrayD, Dimension, ShapeBuilder};
 use natten::{Device, Registry};
 
 /// The backends that must be there, and do everything.
-pub(crate) const BACKENDS: &[&str] = &["reference"];
+pub(crate) const BACKENDS: &[&str] = &["reference", "cpu"];
 
 pub(crate) fn for_each_device(test: impl Fn(&Device)) {
     for name in BACKENDS {

@@ -55,14 +55,24 @@ fn every_form_is_its_recurrence() {
             let retention = |_, _, h: usize| (1.0 - 2f64.powi(-5 - h as i32)).ln();
             check("retention", call().retention(), recurrence([&q, &k, &v], retention, 0.5, &initial));
             // From none to what leaves nothing.
-            let g: Array3<f64> =
-                noise(5, (2, tokens, 3)).mapv(|x| if x < 0.0 { 0.0 } else if x > 0.7 { -50.0 } else { -x });
-            check("gla", call().log_decay(&g), recurrence([&q, &k, &v], |b, t, h| g[[b, t, h]], 0.5, &initial));
+            let g: Array3<f64> = noise(5, (2, tokens, 3)).mapv(|x| {
+                if x < 0.0 {
+                    0.0
+                } else if x > 0.7 {
+                    -50.0
+                } else {
+                    -x
+                }
+            });
+            check(
+                "gla",
+                call().log_decay(&g),
+                recurrence([&q, &k, &v], |b, t, h| g[[b, t, h]], 0.5, &initial),
+            );
 
             let (dt, a) = (g.mapv(|g| 0.1 - g / 50.0), Array1::from(vec![-1.0, -0.1, -20.0]));
             let scaled = &v * &dt.clone().insert_axis(ndarray::Axis(3));
-            let expected =
-                recurrence([&q, &k, &scaled], |b, t, h| dt[[b, t, h]] * a[h], 1.0, &initial);
+            let expected = recurrence([&q, &k, &scaled], |b, t, h| dt[[b, t, h]] * a[h], 1.0, &initial);
             check("mamba2", call().mamba2(&dt, &a), expected);
         }
     });
@@ -135,13 +145,25 @@ fn forward_mode_is_the_derivative_along_a_direction() {
         let jvp = inputs.run(device, |call| call.jvp(&Tangents::new().query(&tangent))).unwrap();
         let moved = |query: &Array4<f64>| Mamba { query: query.clone(), ..Mamba::new(2) };
         let output = |inputs: Mamba| inputs.run(device, |call| call.forward()).unwrap();
-        assert_close("query", &jvp.tangent_output, &along(&inputs.query, &tangent, |x| output(moved(x)).output), 1e-8);
-        assert!(state_of(&jvp.tangent_final_state).iter().all(|&t| t == 0.0), "the state is not of the queries");
+        assert_close(
+            "query",
+            &jvp.tangent_output,
+            &along(&inputs.query, &tangent, |x| output(moved(x)).output),
+            1e-8,
+        );
+        assert!(
+            state_of(&jvp.tangent_final_state).iter().all(|&t| t == 0.0),
+            "the state is not of the queries"
+        );
 
         let jvp = inputs.run(device, |call| call.jvp(&Tangents::new().capture("dt", &tangent_dt))).unwrap();
         let moved = |dt: &Array3<f64>| Mamba { dt: dt.clone(), ..Mamba::new(2) };
         let expected = along(&inputs.dt, &tangent_dt, |x| state_of(&output(moved(x)).final_state));
         assert_close("dt", &state_of(&jvp.tangent_final_state), &expected, 1e-8);
+        let wide = noise(13, (2, 6, 4, 3));
+        let message =
+            inputs.run(device, |call| call.jvp(&Tangents::new().key(&wide))).unwrap_err().to_string();
+        assert!(message.contains("tangent_key is [2, 6, 4, 3]"), "{message}");
         let message = inputs.run(device, |call| call.jvp(&Tangents::new())).unwrap_err().to_string();
         assert!(message.contains("tangents is none"), "{message}");
     });

@@ -162,7 +162,8 @@ fn rows_without_a_logsumexp_have_none() {
         let message = forward.logsumexp().unwrap_err().to_string();
         assert!(message.contains("row function"), "{message}");
         let expected = gradient(&x, |y| {
-            let output = attention(y, &x, &x).row("sigmoid").scale(1.0).device(device).forward().unwrap().output;
+            let output =
+                attention(y, &x, &x).row("sigmoid").scale(1.0).device(device).forward().unwrap().output;
             dot(&output, &x)
         });
         assert_close("query", &call.backward(&forward, &x).unwrap().query, &expected, 1e-8);
@@ -182,6 +183,9 @@ fn masks_add_up() {
             .forward()
             .unwrap();
         assert_eq!(both.output, one.output);
+        let short = BlockMask::from_lists(&[vec![0], vec![1]], 3, [2, 2]).unwrap();
+        let message = call().block_mask("blocks", &short).problem().unwrap_err().to_string();
+        assert!(message.contains("2 query blocks of 2") && message.contains("6 query tokens"), "{message}");
         // Queries 2 and 3 see keys 4 and 5, which are behind them: nothing.
         assert_eq!(both.logsumexp().unwrap().to_f64()[2..4], [f64::NEG_INFINITY; 2]);
     });
@@ -223,7 +227,10 @@ fn scripts_that_make_no_sense_are_refused() {
     let cases = [
         (call().score("score - slop[h]").capture("slope", &slope), "column 9"),
         (call().capture("slope", &slope), "no text of the program loads from it"),
-        (call().score("score - slope[h]").capture("slope", &slope).capture("slope", &slope), "a name may stand once"),
+        (
+            call().score("score - slope[h]").capture("slope", &slope).capture("slope", &slope),
+            "a name may stand once",
+        ),
         (call().score("score + h").capture("h", &slope), "'h'"),
         (call().program(alibi()), "slope is missing"),
         (call().program(alibi()).capture_tensor("slope", &single), "[2] of f32"),

@@ -81,7 +81,12 @@ fn tangents_are_derivatives() {
         let eps = 1e-5;
         let at = |t: f64| inputs.moved(&direction, t).call(device).forward().unwrap();
         let (ahead, behind) = (at(eps), at(-eps));
-        assert_close("tangent_output", &jvp.tangent_output, &((&ahead.output - &behind.output) / (2.0 * eps)), 1e-8);
+        assert_close(
+            "tangent_output",
+            &jvp.tangent_output,
+            &((&ahead.output - &behind.output) / (2.0 * eps)),
+            1e-8,
+        );
         let rows = |t: &HostTensor| t.clone().into_ndarray::<f64>().unwrap();
         let rate = (rows(ahead.logsumexp().unwrap()) - rows(behind.logsumexp().unwrap())) / (2.0 * eps);
         assert_close("tangent_logsumexp", &rows(jvp.tangent_logsumexp.as_ref().unwrap()), &rate, 1e-8);
@@ -180,7 +185,11 @@ fn the_cotangent_of_the_logsumexp_counts() {
             call.backward_with_logsumexp(&forward, &inputs.grad_output, &rows).unwrap().query
         });
         let of_query = call
-            .double_backward_with_logsumexp(&inputs.grad_output, &rows, &Tangents::new().query(&direction.query))
+            .double_backward_with_logsumexp(
+                &inputs.grad_output,
+                &rows,
+                &Tangents::new().query(&direction.query),
+            )
             .unwrap();
         assert_close("grad2_query", &of_query.query, &moved, 1e-7);
         let jvp = call.jvp(&direction.tangents()).unwrap();

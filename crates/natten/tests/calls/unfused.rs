@@ -35,7 +35,10 @@ fn the_pair_is_the_fused_call() {
         // The first row of queries sees one row of keys of three, and both additional ones.
         let first: Vec<bool> =
             scores.slice(ndarray::s![0, 0, 0, 0, ..]).iter().map(|&s| s == f64::NEG_INFINITY).collect();
-        assert_eq!(first, [[false; 3], [true; 3], [true; 3]].concat().into_iter().chain([false; 2]).collect::<Vec<_>>());
+        assert_eq!(
+            first,
+            [[false; 3], [true; 3], [true; 3]].concat().into_iter().chain([false; 2]).collect::<Vec<_>>()
+        );
         let mut weights = softmax(&scores);
         // What lies in slots without a key is not read.
         weights.zip_mut_with(&scores, |w, &s| *w = if s == f64::NEG_INFINITY { f64::NAN } else { *w });
@@ -48,7 +51,8 @@ fn the_pair_is_the_fused_call() {
             .unwrap();
 
         let (q, k, v) = (heads_last(&q), heads_last(&k), heads_last(&v));
-        let heads_last = |a: &Array4<f64>| a.view().permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned();
+        let heads_last =
+            |a: &Array4<f64>| a.view().permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned();
         let (extra_k, extra_v) = (heads_last(&extra_k), heads_last(&extra_v));
         let fused = na2d(&q, &k, &v, 3)
             .dilation([1, 2])
@@ -117,7 +121,12 @@ fn derivatives_of_the_output() {
         let gradients = call.backward(&grad).unwrap();
         let of_weights = gradient(&weights, |w| dot(&run(w, &v, &extra), &grad));
         assert_close("attention", &gradients.attention, &of_weights, 1e-8);
-        assert_close("value", &gradients.value, &gradient(&v, |v| dot(&run(&weights, v, &extra), &grad)), 1e-8);
+        assert_close(
+            "value",
+            &gradients.value,
+            &gradient(&v, |v| dot(&run(&weights, v, &extra), &grad)),
+            1e-8,
+        );
         let of_extra = gradient(&extra, |e| dot(&run(&weights, &v, e), &grad));
         assert_close("additional_values", gradients.additional_values.as_ref().unwrap(), &of_extra, 1e-8);
         let (tw, tv): (ArrayD<f64>, _) = (noise(7, weights.raw_dim()), noise(8, v.raw_dim()));
@@ -132,7 +141,8 @@ fn older_names_are_the_same_calls() {
     for_each_device(|device| {
         let x = noise(1, (1, 2, 4, 5, 6, 2));
         let rpb = noise(2, (2, 3, 5, 5));
-        let scores = na3d_qk(&x, &x, [2, 3, 3]).dilation([2, 1, 1]).rpb(&rpb).device(device).forward().unwrap();
+        let scores =
+            na3d_qk(&x, &x, [2, 3, 3]).dilation([2, 1, 1]).rpb(&rpb).device(device).forward().unwrap();
         assert_eq!(scores.shape(), [1, 2, 4, 5, 6, 18]);
         let older = compat::natten3dqkrpb(&x, &x, &rpb, 2, 3, 2, 1).device(device).forward().unwrap();
         assert_eq!(older, scores);

@@ -59,7 +59,16 @@ impl<'o> Probe<'o> {
             (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
         };
         // Short and long rows, of small numbers and of large ones, of either sign and of both.
-        let kinds = [(1, 1.0, 0.0), (2, 0.2, 0.0), (6, 0.1, 0.0), (7, 1.0, 0.0), (9, 4.0, 0.0), (8, 1.0, 3.0), (8, 1.0, -3.0), (7, 20.0, 0.0)];
+        let kinds = [
+            (1, 1.0, 0.0),
+            (2, 0.2, 0.0),
+            (6, 0.1, 0.0),
+            (7, 1.0, 0.0),
+            (9, 4.0, 0.0),
+            (8, 1.0, 3.0),
+            (8, 1.0, -3.0),
+            (7, 20.0, 0.0),
+        ];
         let rows = kinds.map(|(len, scale, shift)| {
             (0..len).map(|key| Element { x: number() * scale + shift, grad: number(), key }).collect()
         });
@@ -74,7 +83,13 @@ impl<'o> Probe<'o> {
         let rows = || self.rows.iter().zip(&wholes);
         for (row, whole) in rows() {
             if whole.weights.iter().any(|w| !w.is_finite()) {
-                return Err(broken("online_fwd", "finite: finite scores have finite weights", row, &whole.weights, None));
+                return Err(broken(
+                    "online_fwd",
+                    "finite: finite scores have finite weights",
+                    row,
+                    &whole.weights,
+                    None,
+                ));
             }
         }
         for (row, whole) in rows() {
@@ -106,7 +121,8 @@ impl<'o> Probe<'o> {
     fn is_of_rows(&self, graph: &Graph) -> Result<()> {
         let Online { step, end, .. } = self.online;
         let ends = || end.final_rowscales.iter().chain([&end.o_factor]);
-        let of_element = |node: &Node| matches!(node, Node::Var(Var::X) | Node::Index(Index::Key | Index::KeyAxis(_)));
+        let of_element =
+            |node: &Node| matches!(node, Node::Var(Var::X) | Node::Index(Index::Key | Index::KeyAxis(_)));
         for (what, mut exprs) in [
             ("online_fwd", step.rowscales.iter().chain([&step.o_scale]).collect::<Vec<_>>().into_iter()),
             ("online_fwd_epilogue", ends().collect::<Vec<_>>().into_iter()),
@@ -149,7 +165,10 @@ impl<'o> Probe<'o> {
         let of_row = Site { stages: &stages, ..Site::default() };
         let o_factor = number(graph, end.o_factor, &of_row);
         weights.iter_mut().for_each(|weight| *weight *= o_factor);
-        Outcome { weights, finals: end.final_rowscales.iter().map(|&expr| number(graph, expr, &of_row)).collect() }
+        Outcome {
+            weights,
+            finals: end.final_rowscales.iter().map(|&expr| number(graph, expr, &of_row)).collect(),
+        }
     }
 
     /// The stages of a declared row, over `row`.
@@ -201,13 +220,18 @@ impl<'o> Probe<'o> {
         let x = graph.var(Var::X);
         let stages: Vec<Expr> = (0..declared.stages.len() as u8).map(|k| graph.var(Var::Stage(k))).collect();
         let by_x = derive::derivative(graph, declared.weight, x);
-        let by_stage: Vec<Expr> = stages.iter().map(|&s| derive::derivative(graph, declared.weight, s)).collect();
+        let by_stage: Vec<Expr> =
+            stages.iter().map(|&s| derive::derivative(graph, declared.weight, s)).collect();
         let of_elements: Vec<Expr> =
             declared.stages.iter().map(|stage| derive::derivative(graph, stage.value, x)).collect();
         for row in &self.rows {
             let stages = Self::stages(graph, declared, row);
             let at = |expr: Expr, element: &Element| {
-                number(graph, expr, &Site { x: element.x, key: element.key, stages: &stages, ..Site::default() })
+                number(
+                    graph,
+                    expr,
+                    &Site { x: element.x, key: element.key, stages: &stages, ..Site::default() },
+                )
             };
             let cotangents: Vec<f64> =
                 by_stage.iter().map(|&d| row.iter().map(|e| e.grad * at(d, e)).sum()).collect();
@@ -229,7 +253,11 @@ impl<'o> Probe<'o> {
             let found = row.iter().map(|element| {
                 let p = online.weights[element.key];
                 let Element { x, grad, key } = *element;
-                number(graph, given, &Site { x, key, stages: &online.finals, grad, p, delta, ..Site::default() })
+                number(
+                    graph,
+                    given,
+                    &Site { x, key, stages: &online.finals, grad, p, delta, ..Site::default() },
+                )
             });
             let found: Vec<f64> = found.collect();
             if !is_close(&found, &derived) {
@@ -266,10 +294,17 @@ fn broken(what: &'static str, law: &str, row: &[Element], found: &[f64], expecte
     let scores = print(&mut row.iter().map(|element| element.x));
     let found = print(&mut found.iter().copied());
     let value = match expected {
-        Some(expected) => format!("{found} instead of {} for the scores {scores}", print(&mut expected.iter().copied())),
+        Some(expected) => {
+            format!("{found} instead of {} for the scores {scores}", print(&mut expected.iter().copied()))
+        }
         None => format!("{found} for the scores {scores}"),
     };
-    Error::invalid(what, value, format!("law of {law}"), "the laws of online functions are those of program::online")
+    Error::invalid(
+        what,
+        value,
+        format!("law of {law}"),
+        "the laws of online functions are those of program::online",
+    )
 }
 
 /// The reductions over a tile, each of those before it.
@@ -277,8 +312,7 @@ fn reduced(graph: &Graph, reductions: &[TileReduction], tile: &[Element], stages
     let mut found = Vec::with_capacity(reductions.len());
     for reduction in reductions {
         let total = tile.iter().fold(reduction.reduce.identity(), |total, element| {
-            let site =
-                Site { x: element.x, key: element.key, stages, reductions: &found, ..Site::default() };
+            let site = Site { x: element.x, key: element.key, stages, reductions: &found, ..Site::default() };
             reduction.reduce.merge(total, number(graph, reduction.element, &site))
         });
         found.push(total);

@@ -18,7 +18,8 @@ pub(super) fn row(graph: &mut Graph, online: &Online, probe: &Probe<'_>) -> Resu
     let values: Vec<Expr> = values.into_iter().flatten().collect();
 
     // The weight of what is kept of the row, which is of the running numbers, which are of the stages.
-    let finals: Vec<Expr> = online.end.final_rowscales.iter().map(|&expr| of_numbers(graph, expr, &values)).collect();
+    let finals: Vec<Expr> =
+        online.end.final_rowscales.iter().map(|&expr| of_numbers(graph, expr, &values)).collect();
     let weight = of_numbers(graph, online.forward, &finals);
     let mut row = Row { stages, weight };
 
@@ -38,7 +39,8 @@ pub(super) fn row(graph: &mut Graph, online: &Online, probe: &Probe<'_>) -> Resu
 
 /// `expr`, its running numbers replaced by `values`.
 fn of_numbers(graph: &mut Graph, expr: Expr, values: &[Expr]) -> Expr {
-    let replace = values.iter().enumerate().map(|(k, &value)| (graph.var(Var::Stage(k as u8)), value)).collect();
+    let replace =
+        values.iter().enumerate().map(|(k, &value)| (graph.var(Var::Stage(k as u8)), value)).collect();
     graph.substitute(expr, &replace)
 }
 
@@ -138,11 +140,19 @@ impl Recovery<'_> {
     fn extreme(&mut self, graph: &mut Graph, k: usize, update: Expr) -> Option<Expr> {
         let Node::Binary(op @ (Binary::Max | Binary::Min), a, b) = *graph.node(update) else { return None };
         let old = graph.var(Var::Stage(k as u8));
-        let tile = if a == old { b } else if b == old { a } else { return None };
+        let tile = if a == old {
+            b
+        } else if b == old {
+            a
+        } else {
+            return None;
+        };
         let Node::Var(Var::GradStage(n)) = *graph.node(tile) else { return None };
         let reduction = self.online.reductions.get(usize::from(n))?;
         let reduce = if op == Binary::Max { Reduce::Max } else { Reduce::Min };
-        if reduction.reduce != reduce || depends(graph, reduction.element, |var| is_old(var) || is_reduction(var)) {
+        if reduction.reduce != reduce
+            || depends(graph, reduction.element, |var| is_old(var) || is_reduction(var))
+        {
             return None;
         }
         let stage = self.stage(graph, k, reduce, reduction.element);
@@ -163,7 +173,8 @@ impl Recovery<'_> {
         }
         let zero = graph.float(0.0);
         let added = graph.substitute(update, &[(old, zero)].into());
-        let found = (0..self.online.reductions.len()).find(|&n| derive::depends_on(graph, added, Var::GradStage(n as u8)))?;
+        let found = (0..self.online.reductions.len())
+            .find(|&n| derive::depends_on(graph, added, Var::GradStage(n as u8)))?;
         let reduction = self.online.reductions[found];
         let tile = graph.var(Var::GradStage(found as u8));
         let factor = derive::derivative(graph, added, tile);

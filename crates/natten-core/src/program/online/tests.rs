@@ -1,7 +1,7 @@
 use super::*;
+use crate::DType;
 use crate::program::expr::{Binary, Type};
 use crate::program::{Algorithm, Buffer, Capture, Index, Program};
-use crate::DType;
 
 /// A function put together from closures, so that a test can spoil one of them.
 struct Function {
@@ -233,10 +233,8 @@ fn what_depends_on_the_order_is_refused() {
 fn other_broken_laws_are_named() {
     let forgotten = Function { forward: |ctx, x, _| ctx.unary(Unary::Exp, x), ..softmax() };
     assert_refused(&forgotten, "forward");
-    let per_element = Function {
-        step: |ctx, x, z| OnlineStep { o_scale: x, ..(softmax().step)(ctx, x, z) },
-        ..softmax()
-    };
+    let per_element =
+        Function { step: |ctx, x, z| OnlineStep { o_scale: x, ..(softmax().step)(ctx, x, z) }, ..softmax() };
     assert_refused(&per_element, "the row");
     let late = Function {
         end: |ctx, z| {
