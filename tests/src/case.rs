@@ -1,6 +1,7 @@
 //! A [`Case`]: one problem, the operations to run on it, its numbers, and how they lie in memory.
 
-use natten_core::{DType, HostTensor, Op, OpRequest, PlanOptions, Problem, Result, Role};
+use natten_core::program::{Capture, Field, Program};
+use natten_core::{DType, HostTensor, Op, OpRequest, PlanOptions, Problem, ProblemBuilder, Result, Role};
 
 use crate::compare::position;
 use crate::data::{Data, hash};
@@ -43,6 +44,22 @@ impl Case {
     #[must_use]
     pub fn requests(self, requests: impl IntoIterator<Item = OpRequest>) -> Self {
         Self { requests: requests.into_iter().collect(), ..self }
+    }
+
+    /// The case with the four fused operations, every optional input given: all tangents and all cotangents.
+    #[must_use]
+    pub fn fused(self) -> Self {
+        let ops = [Op::Forward, Op::ForwardJvp, Op::Backward, Op::BackwardJvp];
+        let requests = ops.map(|op| everything(&self.problem, op));
+        self.requests(requests)
+    }
+
+    /// The case with the six operations of the unfused pair, every optional input given.
+    #[must_use]
+    pub fn unfused(self) -> Self {
+        let ops = Op::ALL.iter().filter(|op| op.is_unfused());
+        let requests: Vec<OpRequest> = ops.map(|&op| everything(&self.problem, op)).collect();
+        self.requests(requests)
     }
 
     /// The case with a cotangent of the logsumexp among the inputs of every backward pass.
@@ -119,12 +136,46 @@ impl Case {
     }
 }
 
-/// The same problem in another dtype.
+/// An operation with every optional input given and every result wanted.
+pub(crate) fn everything(problem: &Problem, op: Op) -> OpRequest {
+    let mut request = OpRequest::forward(problem);
+    request.op = op;
+    request.given = problem.optional_inputs_of(op);
+    request.wants = problem.results_of(op, request.given);
+    request
+}
+
+/// The same problem in another dtype, that of the floats that its program captures too.
 ///
 /// # Errors
 /// [`natten_core::Error::Invalid`] where the bytes of a wider dtype overflow.
 pub fn with_dtype(problem: &Problem, dtype: DType) -> Result<Problem> {
-    with_neighborhood(problem, problem.neighborhood().clone(), dtype)
+    let captures = problem.program().captures().iter().cloned();
+    let captures = captures.map(|mut capture| {
+        capture.dtype = if capture.dtype.is_float() { dtype } else { capture.dtype };
+        capture
+    });
+    let program = with_captures(problem.program(), captures)?;
+    let builder = copied(problem, problem.neighborhood().clone(), dtype);
+    builder.program(program).build()
+}
+
+/// The same program over other captured tensors, in the same order and of the same ranks.
+pub(crate) fn with_captures(
+    program: &Program,
+    captures: impl IntoIterator<Item = Capture>,
+) -> Result<Program> {
+    let mut builder = Program::builder(program.rank());
+    for capture in captures {
+        builder = builder.capture(capture);
+    }
+    builder.graph().clone_from(program.graph());
+    for field in Field::ALL.into_iter().filter(|&field| field != Field::Row) {
+        if let Some(expr) = program.field(field) {
+            builder = builder.expr(field, expr);
+        }
+    }
+    builder.row_function(program.row().clone()).build()
 }
 
 /// The same problem over another neighborhood and in another dtype.
@@ -133,6 +184,15 @@ pub(crate) fn with_neighborhood(
     neighborhood: natten_core::geometry::Neighborhood,
     dtype: DType,
 ) -> Result<Problem> {
+    copied(problem, neighborhood, dtype).build()
+}
+
+/// A builder of the same problem over another neighborhood and in another dtype.
+pub(crate) fn copied(
+    problem: &Problem,
+    neighborhood: natten_core::geometry::Neighborhood,
+    dtype: DType,
+) -> ProblemBuilder {
     Problem::builder(neighborhood, dtype)
         .batch(problem.batch())
         .heads(problem.heads())
@@ -144,7 +204,6 @@ pub(crate) fn with_neighborhood(
         .scale(Some(problem.scale()))
         .program(problem.program().clone())
         .initial_state(problem.has_initial_state())
-        .build()
 }
 
 /// A problem in one line: `f32 9x11 kernel 5x3 causal true,false, batch 1, heads 2/1, head_dim 8`. What is as by default
@@ -167,6 +226,16 @@ pub fn describe(problem: &Problem) -> String {
     }
     if problem.scale() != (problem.head_dim() as f64).powf(-0.5) {
         line += &format!(", scale {}", problem.scale());
+    }
+    if problem.has_initial_state() {
+        line += ", initial state";
+    }
+    let program = problem.program();
+    if !program.is_plain_softmax() {
+        for capture in program.captures() {
+            line += &format!(", {} {} {:?}", capture.dtype, capture.name, capture.shape);
+        }
+        line += &format!(", {}", program.to_string().trim_end().replace('\n', " | "));
     }
     line
 }

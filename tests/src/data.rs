@@ -11,8 +11,8 @@ use natten_core::{DType, HostTensor, Result, Role};
 ///
 /// Elements are independent draws of the normal distribution with mean 0 and the standard deviation
 /// [`deviation`](Self::deviation), 1 unless set; then [`given`](Self::given), [`positive`](Self::positive) and, for one
-/// element, [`plant`](Self::plant) replace what they name, in this order; then everything is
-/// rounded to the tensor's dtype.
+/// element, [`plant`](Self::plant) replace what they name, in this order; then everything is rounded to the tensor's
+/// dtype, integers to the nearest.
 #[derive(Clone, Debug)]
 pub struct Data {
     seed: u64,
@@ -80,7 +80,7 @@ impl Data {
         let given = self.tensors.get(&role);
         let deviation = self.deviations.get(&role).copied().unwrap_or(1.0);
         let positive = self.positive.contains(&role);
-        let stream = self.seed ^ hash(role.name());
+        let stream = self.seed ^ hash(&role.to_string());
         let mut tensor = HostTensor::from_fn(dtype, shape, |index| {
             let number = match given {
                 Some(tensor) => tensor.slice().get(index),
@@ -98,11 +98,13 @@ impl Data {
 
 /// A standard normal number for a position of a stream, by the method of Box and Muller.
 pub fn normal(stream: u64, index: u64) -> f64 {
-    let uniform = |salt: u64| {
-        // 53 bits, moved off 0 by half a step, so that the logarithm is finite.
-        ((mix(mix(stream).wrapping_add(2 * index + salt)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    };
-    (-2.0 * uniform(0).ln()).sqrt() * (TAU * uniform(1)).cos()
+    (-2.0 * uniform(stream, 2 * index).ln()).sqrt() * (TAU * uniform(stream, 2 * index + 1)).cos()
+}
+
+/// A number between 0 and 1, neither of them, for a position of a stream.
+pub(crate) fn uniform(stream: u64, index: u64) -> f64 {
+    // 53 bits, moved off 0 by half a step.
+    ((mix(mix(stream).wrapping_add(index)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
 }
 
 /// The finalizer of SplitMix64: a bijection that spreads a counter over all bits.
@@ -141,6 +143,7 @@ mod tests {
         assert_eq!(tensor(Role::Query, 1), tensor(Role::Query, 1));
         assert_ne!(tensor(Role::Query, 1), tensor(Role::Key, 1));
         assert_ne!(tensor(Role::Query, 1), tensor(Role::Query, 2));
+        assert_ne!(tensor(Role::Capture(0), 1), tensor(Role::Capture(1), 1));
         let data = Data::new(1).deviation(Role::Key, 0.0).positive(Role::Query);
         assert_eq!(data.tensor(Role::Key, DType::F32, &[2]).unwrap().to_f64(), [0.0; 2]);
         assert!(data.tensor(Role::Query, DType::F16, &[99]).unwrap().to_f64().iter().all(|&x| x >= 0.0));

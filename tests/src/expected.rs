@@ -1,10 +1,13 @@
 //! What a case should come to: its inputs, rounded to their dtypes, and the oracle's results for them in f64.
 
+use std::cell::OnceCell;
+
 use natten_core::reference::ReferenceBackend;
-use natten_core::{DType, Error, HostTensor, Op, OpRequest, PlanOptions, Problem, Result, Role};
+use natten_core::{DType, HostTensor, Op, OpRequest, PlanOptions, Problem, Result, Role};
 
 use crate::case::{Case, with_dtype};
 use crate::run::{HostTensors, evaluate};
+use crate::sensitivity;
 use crate::tolerance::{self, Numbers};
 
 /// The inputs and the right results of an operation.
@@ -17,31 +20,17 @@ pub(crate) struct Answer {
     pub(crate) bounds: Numbers,
 }
 
-/// The inputs of both passes. `output` and `logsumexp` are the oracle's, rounded, so that a backward pass is measured by
-/// itself.
+/// The inputs of every operation. `output` and `logsumexp` are the oracle's, rounded, so that a backward pass is measured
+/// by itself.
 pub(crate) struct Expected<'a> {
     case: &'a Case,
-    inputs: HostTensors,
-    forward: Numbers,
+    /// The oracle's results of the forward pass, once a request needs them.
+    forward: OnceCell<Numbers>,
 }
 
 impl<'a> Expected<'a> {
-    /// Runs the oracle forward.
-    pub(crate) fn new(case: &'a Case) -> Result<Self> {
-        let problem = &case.problem;
-        let mut inputs = HostTensors::new();
-        for spec in problem.tensors(&OpRequest::forward(problem))?.iter().filter(|spec| !spec.is_output) {
-            inputs.insert(spec.role, case.input(spec.role)?);
-        }
-        let forward = oracle(problem, &OpRequest::forward(problem), &inputs)?;
-        for (&role, values) in &forward {
-            let exact = HostTensor::new(&problem.shape(role), values.clone())?;
-            inputs.insert(role, exact.cast(problem.dtype_of(role))?);
-        }
-        for role in [Role::GradOutput, Role::GradLogsumexp] {
-            inputs.insert(role, case.input(role)?);
-        }
-        Ok(Self { case, inputs, forward })
+    pub(crate) const fn new(case: &'a Case) -> Self {
+        Self { case, forward: OnceCell::new() }
     }
 
     /// The answer to one of the case's requests.
@@ -49,13 +38,58 @@ impl<'a> Expected<'a> {
         let problem = &self.case.problem;
         let specs = problem.tensors(request)?;
         let roles = specs.iter().filter(|spec| !spec.is_output).map(|spec| spec.role);
-        let inputs: HostTensors = roles.map(|role| (role, self.inputs[&role].clone())).collect();
+        let inputs: Result<HostTensors> = roles.map(|role| Ok((role, self.input(role)?))).collect();
+        let is_plain = problem.program().is_plain_softmax();
         match request.op {
-            Op::Forward => Answer::forward(problem, inputs, self.forward.clone()),
-            Op::Backward => Answer::backward(problem, request, inputs),
-            op => Err(Error::unsupported("the suite", op.name(), "it has no oracle for it")),
+            Op::Forward if is_plain => Answer::forward(problem, inputs?, self.forward()?.clone()),
+            Op::Backward if is_plain => Answer::backward(problem, request, inputs?),
+            _ => Answer::of_program(problem, request, inputs?),
         }
     }
+
+    fn forward(&self) -> Result<&Numbers> {
+        if let Some(forward) = self.forward.get() {
+            return Ok(forward);
+        }
+        let (problem, request) = (&self.case.problem, OpRequest::forward(&self.case.problem));
+        let mut inputs = HostTensors::new();
+        for spec in problem.tensors(&request)?.iter().filter(|spec| !spec.is_output) {
+            inputs.insert(spec.role, self.case.input(spec.role)?);
+        }
+        let forward = oracle(problem, &request, &inputs)?;
+        Ok(self.forward.get_or_init(|| forward))
+    }
+
+    fn input(&self, role: Role) -> Result<HostTensor> {
+        let problem = &self.case.problem;
+        match role {
+            Role::Output | Role::Logsumexp => {
+                let exact = HostTensor::new(&problem.shape(role), self.forward()?[&role].clone())?;
+                exact.cast(problem.dtype_of(role))
+            }
+            Role::Attention | Role::GradAttention | Role::TangentAttention => {
+                without_keys_as_nan(problem, self.case.input(role)?)
+            }
+            role => self.case.input(role),
+        }
+    }
+}
+
+/// Attention weights with NaN in the slots without a key: no operation reads those.
+fn without_keys_as_nan(problem: &Problem, mut weights: HostTensor) -> Result<HostTensor> {
+    let neighborhood = problem.neighborhood();
+    let [_, y, x] = neighborhood.axes().map(|axis| axis.query_len());
+    let queries: usize = neighborhood.query_shape().iter().product();
+    let slots = neighborhood.window_len() + problem.additional_tokens();
+    for row in 0..weights.len() / slots {
+        let query = row % queries;
+        let query = [query / (x * y), query / x % y, query % x];
+        for slot in (0..neighborhood.window_len()).filter(|&slot| neighborhood.key_of(query, slot).is_none())
+        {
+            weights.slice_mut().set(row * slots + slot, f64::NAN);
+        }
+    }
+    Ok(weights)
 }
 
 impl Answer {
@@ -69,20 +103,27 @@ impl Answer {
 
     /// The answer backward: runs the oracle on exactly these inputs.
     pub(crate) fn backward(problem: &Problem, request: &OpRequest, inputs: HostTensors) -> Result<Self> {
-        let every = OpRequest::backward(problem).with_grad_logsumexp(request.gives(Role::GradLogsumexp));
+        let every = request.wanting(problem.results_of(request.op, request.given).iter());
         let values = oracle(problem, &every, &inputs)?;
         let mut numbers = widen(&inputs);
         numbers.extend(values.clone());
         let bounds = tolerance::backward(problem, &numbers);
         Ok(Self { inputs, values, bounds })
     }
+
+    /// The answer of any operation of any program: runs the oracle on exactly these inputs.
+    fn of_program(problem: &Problem, request: &OpRequest, inputs: HostTensors) -> Result<Self> {
+        let values = oracle(problem, request, &inputs)?;
+        let bounds = sensitivity::bounds(problem, request, &inputs, &values)?;
+        Ok(Self { inputs, values, bounds })
+    }
 }
 
 /// The oracle's results in f64.
 pub(crate) fn oracle(problem: &Problem, request: &OpRequest, inputs: &HostTensors) -> Result<Numbers> {
-    let widened: Result<HostTensors> =
-        inputs.iter().map(|(&role, tensor)| Ok((role, tensor.cast(DType::F64)?))).collect();
     let problem = with_dtype(problem, DType::F64)?;
+    let widened: Result<HostTensors> =
+        inputs.iter().map(|(&role, tensor)| Ok((role, tensor.cast(problem.dtype_of(role))?))).collect();
     let results = evaluate(&ReferenceBackend::new(), &problem, request, &PlanOptions::default(), &widened?)?;
     Ok(widen(&results))
 }

@@ -14,7 +14,7 @@
 //! [`cases`] are the deterministic cases: golden ones with inputs from files, NATTEN's own test tuples, features that
 //! those miss, and values that are not finite. [`strategies`] draws random ones. [`run_case`] runs one case twice on
 //! outputs that hold rubbish before, and compares every result with the f64 oracle of `natten-core` within a bound of
-//! its own for every element, derived in [`tolerance`].
+//! its own for every element, derived in [`tolerance`] and, where no formula is written down, in [`sensitivity`].
 #![forbid(unsafe_code)]
 
 mod case;
@@ -31,6 +31,7 @@ mod outcome;
 mod pairs;
 mod require;
 mod run;
+pub mod sensitivity;
 mod special;
 pub mod strategies;
 mod suite;

@@ -40,9 +40,16 @@ impl Layout {
             Self::HeadsLast | Self::Gapped => (0..rank).collect(),
             Self::Reversed => (0..rank).rev().collect(),
             Self::HeadsFirst => {
-                let heads = match role {
-                    Role::Rpb | Role::GradRpb => return (0..rank).collect(),
-                    Role::Logsumexp | Role::GradLogsumexp => rank - 1,
+                let heads = match primal(role) {
+                    // Without a heads axis behind the tokens, or with the heads first already.
+                    Role::Rpb
+                    | Role::Capture(_)
+                    | Role::Attention
+                    | Role::InitialState
+                    | Role::FinalState => {
+                        return (0..rank).collect();
+                    }
+                    Role::Logsumexp => rank - 1,
                     _ => rank - 2,
                 };
                 [0, heads].into_iter().chain((1..rank).filter(|&axis| axis != heads)).collect()
@@ -82,6 +89,14 @@ impl Layout {
             inverse[axis] = stored;
         }
         uploaded.permute(&inverse)
+    }
+}
+
+/// The tensor that `role` is a gradient, a tangent or a second gradient of; itself otherwise.
+fn primal(role: Role) -> Role {
+    match role.gradient_of().or(role.tangent_of()).or(role.second_gradient_of()) {
+        Some(of) => primal(of),
+        None => role,
     }
 }
 

@@ -109,8 +109,8 @@ pub fn random_cases(number: usize) -> impl Strategy<Value = Case> {
             let options = tiles.map_or_else(PlanOptions::default, |(queries, keys)| {
                 PlanOptions::default().query_tile(&queries[..rank]).key_tile(&keys[..rank])
             });
-            let requests =
-                [OpRequest::forward(&problem), OpRequest::backward(&problem)].map(|request| some(request, wants));
+            let requests = [OpRequest::forward(&problem), OpRequest::backward(&problem)]
+                .map(|request| some(request, wants));
             let case = Case::new(format!("random-{number}"), problem).requests(requests);
             let case = case.options(options).layout(layout).data(calm(&plants, Data::new(seed)));
             let case = planted(case, &plants);
@@ -121,7 +121,11 @@ pub fn random_cases(number: usize) -> impl Strategy<Value = Case> {
 
 /// The wanted results that `mask` keeps; all, if it keeps none.
 fn some(request: OpRequest, mask: u32) -> OpRequest {
-    let kept: RoleSet = (0..).zip(request.wants.iter()).filter(|(bit, _)| mask >> bit & 1 == 1).map(|(_, role)| role).collect();
+    let kept: RoleSet = (0..)
+        .zip(request.wants.iter())
+        .filter(|(bit, _)| mask >> bit & 1 == 1)
+        .map(|(_, role)| role)
+        .collect();
     if kept.is_empty() { request } else { request.wanting(kept.iter()) }
 }
 

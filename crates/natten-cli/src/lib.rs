@@ -15,7 +15,9 @@ mod check;
 mod console;
 mod denoise;
 mod devices;
+mod emit;
 mod output;
+mod program;
 mod run;
 pub mod tensors;
 
@@ -31,10 +33,12 @@ struct Cli {
 enum Command {
     /// List every backend: what it runs on, or why it is not there.
     Devices,
-    /// Compute attention or its gradients on the tensors of a file.
+    /// Compute attention or its derivatives on the tensors of a file.
     Run(Box<run::RunArgs>),
     /// Take the noise out of a picture by non-local means: neighborhood attention over patches.
     Denoise(Box<denoise::DenoiseArgs>),
+    /// Print what is made of a description: of a program its derivatives and its row algorithm.
+    Emit(emit::EmitArgs),
     /// Run the conformance suite on a backend and compare every result with the f64 oracle.
     Check(check::CheckArgs),
 }
@@ -61,6 +65,7 @@ fn execute(command: &Command) -> Result<ExitCode> {
         Command::Devices => devices::run(&registry).map(|()| true)?,
         Command::Run(args) => run::run(args, &registry).map(|()| true)?,
         Command::Denoise(args) => denoise::run(args, &registry).map(|()| true)?,
+        Command::Emit(args) => emit::run(args).map(|()| true)?,
         Command::Check(args) => check::run(args, &registry)?,
     };
     Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::from(WRONG) })

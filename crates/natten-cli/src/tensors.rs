@@ -1,4 +1,5 @@
-//! Tensor files in the safetensors format: named tensors of which the four float types can be loaded.
+//! Tensor files in the safetensors format: named tensors of which the four float types can be loaded, and integers that
+//! fit 32 bits where a program captures them.
 //!
 //! A file is not trusted. Its header is checked against its length with checked arithmetic before anything is
 //! allocated, so that a damaged or hostile file is an error that names the file, never a panic and never memory out of
@@ -89,37 +90,95 @@ impl TensorFile {
         self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
     }
 
-    /// A tensor by name, if it is there.
+    /// A tensor of floats by name, if it is there.
     ///
     /// # Errors
     /// [`Error::Invalid`] where its dtype is not one of the four, or its extents overflow beside a zero.
     pub fn tensor(&self, name: &str) -> Result<Option<HostTensor>> {
+        let Some(entry) = self.entry(name)? else { return Ok(None) };
+        match float(entry.dtype) {
+            Some(dtype) => HostTensor::from_le_bytes(dtype, entry.shape, entry.bytes).map(Some),
+            None => Err(entry.wrong_dtype("its dtype must be f64, f32, f16 or bf16")),
+        }
+    }
+
+    /// A tensor of floats or integers by name, if it is there. Integers and truth values become i32.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor); [`Error::Invalid`] where an integer does not fit 32 bits.
+    pub fn captured(&self, name: &str) -> Result<Option<HostTensor>> {
+        let Some(entry) = self.entry(name)? else { return Ok(None) };
+        if let Some(dtype) = float(entry.dtype) {
+            return HostTensor::from_le_bytes(dtype, entry.shape, entry.bytes).map(Some);
+        }
+        let numbers = match entry.dtype {
+            Dtype::BOOL => entry.integers(|[byte]| i64::from(byte != 0)),
+            Dtype::U8 => entry.integers(|bytes| u8::from_le_bytes(bytes).into()),
+            Dtype::I8 => entry.integers(|bytes| i8::from_le_bytes(bytes).into()),
+            Dtype::U16 => entry.integers(|bytes| u16::from_le_bytes(bytes).into()),
+            Dtype::I16 => entry.integers(|bytes| i16::from_le_bytes(bytes).into()),
+            Dtype::U32 => entry.integers(|bytes| u32::from_le_bytes(bytes).into()),
+            Dtype::I32 => entry.integers(|bytes| i32::from_le_bytes(bytes).into()),
+            Dtype::U64 => entry.integers(|bytes| i64::try_from(u64::from_le_bytes(bytes)).unwrap_or(i64::MAX)),
+            Dtype::I64 => entry.integers(i64::from_le_bytes),
+            _ => return Err(entry.wrong_dtype("a captured tensor must be of f64, f32, f16, bf16, integers or bool")),
+        };
+        HostTensor::new(entry.shape, numbers?).map(Some)
+    }
+
+    fn entry<'a>(&'a self, name: &'a str) -> Result<Option<Entry<'a>>> {
         let Some(TensorInfo { dtype, shape, data_offsets: (start, end) }) = self.metadata.info(name) else {
             return Ok(None);
         };
-        let invalid = |value: &dyn Display, rule: &'static str, hint: &'static str| {
-            Error::invalid(name.escape_debug().to_string(), value, rule, hint)
-        };
-        let dtype = match dtype {
-            Dtype::F64 => DType::F64,
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::Bf16,
-            other => {
-                let hint = "convert the tensor and write the file again";
-                return Err(invalid(other, "its dtype must be f64, f32, f16 or bf16", hint));
+        let entry = Entry { name, dtype: *dtype, shape, bytes: &self.bytes[self.data..][*start..*end] };
+        match checked_len(shape) {
+            Ok(_) => Ok(Some(entry)),
+            Err(_) => {
+                Err(entry.invalid(&format!("{shape:?}"), "its number of elements overflows".to_owned(), "check the shape"))
             }
-        };
-        if checked_len(shape).is_err() {
-            return Err(invalid(
-                &format!("{shape:?}"),
-                "its number of elements overflows",
-                "check the shape",
-            ));
         }
-        let bytes = &self.bytes[self.data..][*start..*end];
-        HostTensor::from_le_bytes(dtype, shape, bytes).map(Some)
     }
+}
+
+/// A tensor as it lies in a file.
+struct Entry<'a> {
+    name: &'a str,
+    dtype: Dtype,
+    shape: &'a [usize],
+    bytes: &'a [u8],
+}
+
+impl Entry<'_> {
+    fn invalid(&self, value: &dyn Display, rule: String, hint: &'static str) -> Error {
+        Error::invalid(self.name.escape_debug().to_string(), value, rule, hint)
+    }
+
+    fn wrong_dtype(&self, rule: &str) -> Error {
+        self.invalid(&self.dtype, rule.to_owned(), "convert the tensor and write the file again")
+    }
+
+    /// The integers, each of which `number` reads from its bytes.
+    fn integers<const SIZE: usize>(&self, number: impl Fn([u8; SIZE]) -> i64) -> Result<Vec<i32>> {
+        let (numbers, _) = self.bytes.as_chunks::<SIZE>();
+        let convert = |(index, bytes): (usize, &[u8; SIZE])| {
+            let number = number(*bytes);
+            i32::try_from(number).map_err(|_| {
+                let rule = format!("integers must fit 32 bits, and element {index} does not");
+                self.invalid(&self.dtype, rule, "capture smaller integers, or numbers as f64")
+            })
+        };
+        numbers.iter().enumerate().map(convert).collect()
+    }
+}
+
+fn float(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::Bf16,
+        _ => return None,
+    })
 }
 
 /// Writes tensors by their names, whole or not at all.
@@ -168,6 +227,7 @@ fn dtype_in_file(dtype: DType) -> Result<Dtype> {
         DType::F32 => Dtype::F32,
         DType::F16 => Dtype::F16,
         DType::Bf16 => Dtype::BF16,
+        DType::I32 => Dtype::I32,
         other => return Err(Error::unsupported("safetensors", other.name(), "the format has no such type")),
     })
 }

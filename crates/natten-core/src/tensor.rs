@@ -55,6 +55,11 @@ macro_rules! host_types {
             pub fn get(&self, index: usize) -> f64 {
                 match self { $(Self::$variant(s) => s[index].to_f64()),* }
             }
+
+            /// Every element, widened.
+            pub fn to_f64(&self) -> Vec<f64> {
+                match self { $(Self::$variant(s) => s.iter().map(|x| x.to_f64()).collect()),* }
+            }
         }
 
         impl HostSliceMut<'_> {
@@ -66,6 +71,23 @@ macro_rules! host_types {
             /// Rounds `value` into one element.
             pub fn set(&mut self, index: usize, value: f64) {
                 match self { $(Self::$variant(s) => s[index] = Element::from_f64(value)),* }
+            }
+
+            /// Copies the elements of `from`, of the same type, at these places.
+            fn gather(&mut self, from: &HostSlice<'_>, places: impl Iterator<Item = usize>) {
+                match (self, from) {
+                    $((Self::$variant(to), HostSlice::$variant(from)) => {
+                        to.iter_mut().zip(places).for_each(|(to, at)| *to = from[at]);
+                    })*
+                    _ => {}
+                }
+            }
+
+            /// Rounds `values` into the elements at these places.
+            fn scatter(&mut self, places: impl Iterator<Item = usize>, values: &[f64]) {
+                match self {
+                    $(Self::$variant(s) => places.zip(values).for_each(|(at, &x)| s[at] = Element::from_f64(x))),*
+                }
             }
         }
 
@@ -300,8 +322,7 @@ impl HostTensor {
 
     /// The numbers widened to f64; exact.
     pub fn to_f64(&self) -> Vec<f64> {
-        let data = self.data.slice();
-        (0..data.len()).map(|index| data.get(index)).collect()
+        self.data.slice().to_f64()
     }
 
     /// The same numbers in another dtype, each rounded once.
@@ -509,7 +530,51 @@ impl Tensor {
                 "download it through its backend",
             )
         })?;
-        HostTensor::from_fn(self.dtype(), &self.shape, |index| data.get(self.element(index)))
+        let mut host = HostTensor::zeros(self.dtype(), &self.shape)?;
+        match self.is_contiguous() {
+            true => host.slice_mut().gather(&data, self.offset..self.offset + self.len()),
+            false => host.slice_mut().gather(&data, self.places()),
+        }
+        Ok(host)
+    }
+
+    /// Rounds `values`, row-major, into the elements; None where this is not the only tensor of host memory that may be
+    /// written.
+    pub(crate) fn write_f64(&mut self, values: &[f64]) -> Option<()> {
+        let (offset, len, is_contiguous) = (self.offset, self.len(), self.is_contiguous());
+        let places: Vec<usize> = if is_contiguous { Vec::new() } else { self.places().collect() };
+        let mut data = self.storage_mut()?.host_mut()?;
+        match is_contiguous {
+            true => data.scatter(offset..offset + len, values),
+            false => data.scatter(places.into_iter(), values),
+        }
+        Some(())
+    }
+
+    /// Whether the elements lie one behind the other.
+    fn is_contiguous(&self) -> bool {
+        let expected = contiguous_strides(&self.shape);
+        let mut axes = self.shape.iter().zip(&self.strides).zip(&expected);
+        self.is_empty() || axes.all(|((&extent, stride), expected)| extent == 1 || stride == expected)
+    }
+
+    /// The storage index of every element, in row-major order.
+    fn places(&self) -> impl Iterator<Item = usize> {
+        let mut at = vec![0; self.shape.len()];
+        let mut place = self.offset as isize;
+        (0..self.len()).map(move |_| {
+            let here = place as usize;
+            for axis in (0..at.len()).rev() {
+                at[axis] += 1;
+                place += self.strides[axis];
+                if at[axis] < self.shape[axis] {
+                    break;
+                }
+                place -= self.strides[axis] * at[axis] as isize;
+                at[axis] = 0;
+            }
+            here
+        })
     }
 
     /// The storage index of the element at a row-major index.

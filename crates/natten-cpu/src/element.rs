@@ -36,6 +36,13 @@ pub(crate) trait Real:
     const EXP_HIGH: Self;
     /// Coefficients of the polynomial of exp on [-ln 2 / 2, ln 2 / 2], constant first.
     const EXP: &'static [Self];
+    /// Below this `exp(x) - 1` is -1.
+    const EXPM1_LOW: Self;
+    /// Above this tanh is 1.
+    const TANH_HIGH: Self;
+    /// Coefficients of the polynomial `p` of `ln(1 + f) = f - f²/2 + s (f²/2 + s² p(s²))` with `s = f / (2 + f)`, on
+    /// [1/√2 - 1, √2 - 1], constant first.
+    const LOG: &'static [Self];
 
     fn of(value: f64) -> Self;
     fn ln(self) -> Self;
@@ -67,7 +74,12 @@ impl Real for f32 {
     // The minimax polynomial of Cephes' expf: 1 ulp on this interval.
     const EXP: &'static [Self] =
         &[1.0, 1.0, 0.5, 1.666_666_5e-1, 4.166_579_6e-2, 8.333_452e-3, 1.398_2e-3, 1.987_569_1e-4];
+    const EXPM1_LOW: Self = -20.0;
+    const TANH_HIGH: Self = 10.0;
+    // The minimax polynomial of FreeBSD's logf: 2^-34 on this interval.
+    const LOG: &'static [Self] = &[0.666_666_6, 0.400_009_72, 0.284_987_87, 0.242_790_79];
 
+    #[inline(always)]
     fn of(value: f64) -> Self {
         value as Self
     }
@@ -129,7 +141,20 @@ impl Real for f64 {
         1.0 / 479_001_600.0,
         1.0 / 6_227_020_800.0,
     ];
+    const EXPM1_LOW: Self = -40.0;
+    const TANH_HIGH: Self = 20.0;
+    // The minimax polynomial of fdlibm's log: 2^-58 on this interval.
+    const LOG: &'static [Self] = &[
+        6.666_666_666_666_735e-1,
+        3.999_999_999_940_942e-1,
+        2.857_142_874_366_239e-1,
+        2.222_219_843_214_978_4e-1,
+        1.818_357_216_161_805e-1,
+        1.531_383_769_920_937_3e-1,
+        1.479_819_860_511_658_6e-1,
+    ];
 
+    #[inline(always)]
     fn of(value: f64) -> Self {
         value
     }

@@ -31,17 +31,24 @@
 //! ```
 
 mod backend;
+mod dispatch;
 mod element;
 mod engine;
 mod isa;
 mod kernel;
 mod lanes;
+mod linear;
 mod plan;
+mod program;
 mod simd;
+mod slab;
 mod slots;
 mod softmax;
+#[allow(dead_code, unused_imports, reason = "the kernels of programs come next")]
+mod tile;
 mod tiling;
 mod tokens;
+mod vector;
 mod view;
 
 pub use backend::{CpuBackend, NAME};

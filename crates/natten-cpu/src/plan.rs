@@ -15,6 +15,8 @@ use rayon::ThreadPool;
 use crate::NAME;
 use crate::engine::{Crew, Engine, Line, Tensors};
 use crate::isa::Isa;
+use crate::linear::Linear;
+use crate::program::Programs;
 use crate::slots::Unfused;
 use crate::softmax::Softmax;
 use crate::view::{View, ViewMut};
@@ -22,15 +24,21 @@ use crate::view::{View, ViewMut};
 /// The engine that does an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
+    Linear,
     Softmax,
+    Programs,
     Unfused,
 }
 
 impl Kind {
     fn of(problem: &Problem, request: &OpRequest) -> Result<Self> {
         match request.op {
+            _ if problem.program().decay().is_some() => Linear::supports(problem).map(|()| Self::Linear),
             Op::Forward | Op::Backward if problem.program().is_plain_softmax() => Ok(Self::Softmax),
             Op::Qk | Op::QkJvp | Op::QkBackward | Op::Av | Op::AvJvp | Op::AvBackward => Ok(Self::Unfused),
+            Op::Forward | Op::ForwardJvp | Op::Backward | Op::BackwardJvp => {
+                Programs::supports(problem, request).map(|()| Self::Programs)
+            }
             op => Err(Error::unsupported(NAME, op.name(), "no engine of this backend does it")),
         }
     }
@@ -64,8 +72,18 @@ impl CpuPlan {
         let mut config =
             vec![("isa".to_owned(), isa.name().to_owned()), ("threads".to_owned(), crew.threads.to_string())];
         let (engine, coverage): (Box<dyn Engine>, Coverage) = match Kind::of(problem, request)? {
+            Kind::Linear => {
+                let engine = Linear::new(problem, request, options, crew)?;
+                let coverage = engine.coverage();
+                (Box::new(engine), coverage)
+            }
             Kind::Softmax => {
                 let engine = Softmax::new(problem, request, options, crew)?;
+                let coverage = engine.coverage();
+                (Box::new(engine), coverage)
+            }
+            Kind::Programs => {
+                let engine = Programs::new(problem, request, options, crew)?;
                 let coverage = engine.coverage();
                 (Box::new(engine), coverage)
             }

@@ -64,8 +64,14 @@ impl<R: Real> Tokens<R> {
 
     /// One number a query and head, contiguous in memory of the workspace.
     pub(crate) fn rows(memory: &mut [R], axes: &[Axis; 3], heads: usize) -> Self {
-        let [z, y, x] = axes.each_ref().map(Axis::query_len);
-        let strides = [z * y * x * heads, y * x * heads, x * heads, heads, 1, 0].map(usize::cast_signed);
+        Self::contiguous(memory, axes.each_ref().map(Axis::query_len), heads, 1)
+    }
+
+    /// Vectors of `dim` numbers a token and head, contiguous in memory of the workspace.
+    pub(crate) fn contiguous(memory: &mut [R], [z, y, x]: [usize; 3], heads: usize, dim: usize) -> Self {
+        let vectors = heads * dim;
+        let strides =
+            [z * y * x * vectors, y * x * vectors, x * vectors, vectors, dim, 1].map(usize::cast_signed);
         Self::new(memory.as_mut_ptr().cast(), R::DTYPE, strides)
     }
 
@@ -161,13 +167,23 @@ pub(crate) struct Entries<'v, 'm> {
     data: *mut u8,
 }
 
+// SAFETY: made from a `ViewMut`, which is `Send`.
+unsafe impl Send for Entries<'_, '_> {}
+// SAFETY: as above; threads write different elements, each from one task.
+unsafe impl Sync for Entries<'_, '_> {}
+
 impl<'v, 'm> Entries<'v, 'm> {
     pub(crate) fn new(view: &'v mut ViewMut<'m>) -> Self {
         let data = view.data();
         Self { view, data }
     }
 
-    /// Writes the number at an index.
+    /// The number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.view.shape().iter().product()
+    }
+
+    /// Writes the number at an index. Threads that share this write different ones.
     pub(crate) fn set<R: Real>(&self, index: usize, value: R) {
         let (mut rest, mut offset) = (index, 0);
         for (&extent, &stride) in self.view.shape().iter().zip(self.view.strides()).rev() {
@@ -230,11 +246,18 @@ impl Place {
 /// Whether every number is finite: a product with zero is zero then, and NaN otherwise.
 #[inline(always)]
 fn all_finite<R: Real>(numbers: &[R]) -> bool {
-    let mut sum = R::ZERO;
-    for &number in numbers {
-        sum = sum + number * R::ZERO;
+    // Sums side by side, which are vectors.
+    let mut sums = [R::ZERO; 16];
+    let chunks = numbers.chunks_exact(sums.len());
+    for (sum, &number) in sums.iter_mut().zip(chunks.remainder()) {
+        *sum = number * R::ZERO;
     }
-    sum == R::ZERO
+    for chunk in chunks {
+        for (sum, &number) in sums.iter_mut().zip(chunk) {
+            *sum = *sum + number * R::ZERO;
+        }
+    }
+    sums.into_iter().fold(R::ZERO, |all, sum| all + sum) == R::ZERO
 }
 
 #[cfg(test)]

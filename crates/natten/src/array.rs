@@ -1,7 +1,7 @@
 //! What calls take: arrays of any strides or plain slices, and options that are the same for all axes or one an axis.
 
 use natten_core::{Error, HostElement, Result};
-use ndarray::{ArrayView, ArrayViewD, Dimension};
+use ndarray::{ArrayView, ArrayViewD, Dimension, IxDyn};
 
 /// A borrowed array: an ndarray view of any strides, or a slice with its shape.
 ///
@@ -44,6 +44,26 @@ impl<'a, T: HostElement> Array<'a, T> {
     /// The view.
     pub fn view(&self) -> ArrayViewD<'_, T> {
         self.0.view()
+    }
+
+    /// The same view, borrowed for less long.
+    pub(crate) fn reborrow(&self) -> Array<'_, T> {
+        Array(self.0.view())
+    }
+
+    /// The view of a larger shape that repeats axes of length 1, without a copy; None where others would have to grow.
+    pub(crate) fn broadcast(&self, shape: &IxDyn) -> Option<ArrayViewD<'_, T>> {
+        self.0.broadcast(shape.clone())
+    }
+
+    /// The same numbers, heads first `[B, H, *X, D]` made heads last `[B, *X, H, D]`; fewer than three axes stay.
+    pub(crate) fn heads_last(self) -> Self {
+        let rank = self.0.ndim();
+        if rank < 3 {
+            return self;
+        }
+        let order: Vec<usize> = [0].into_iter().chain(2..rank - 1).chain([1, rank - 1]).collect();
+        Self(self.0.permuted_axes(order))
     }
 }
 

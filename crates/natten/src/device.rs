@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use natten_core::{
-    Backend, Bindings, DeviceInfo, Error, HostTensor, OpRequest, Pending, Plan, PlanOptions, Problem, Queue,
+    Backend, Bindings, DeviceInfo, Error, HostTensor, Op, OpRequest, Pending, Plan, PlanOptions, Problem, Queue,
     Result, Role, Submission, Tensor,
 };
 
@@ -93,6 +93,16 @@ impl Device {
         inputs: &BTreeMap<Role, HostTensor>,
     ) -> Result<Outputs> {
         let plan = self.plan(problem, request, &PlanOptions::default())?;
+        self.run(&*plan, request.op, inputs)
+    }
+
+    /// Uploads, runs and downloads a plan of this device.
+    pub(crate) fn run(
+        &self,
+        plan: &dyn Plan,
+        op: Op,
+        inputs: &BTreeMap<Role, HostTensor>,
+    ) -> Result<Outputs> {
         let specs = plan.tensors();
         let mut uploaded = Vec::new();
         for spec in specs.iter().filter(|spec| !spec.is_output) {
@@ -100,7 +110,7 @@ impl Device {
                 Error::invalid(
                     spec.name.clone(),
                     "missing",
-                    format!("{} needs it, of shape {:?}", request.op, spec.shape),
+                    format!("{op} needs it, of shape {:?}", spec.shape),
                     "give this tensor",
                 )
             })?;

@@ -16,7 +16,10 @@
 //! # }
 //! ```
 //!
-//! * [`na1d`], [`na2d`], [`na3d`] and [`attention`] are the calls; each returns an [`Attention`] to set options on.
+//! * [`na1d`], [`na2d`], [`na3d`] and [`attention`] are the fused calls; each returns an [`Attention`] to set options and a
+//!   [`program`] on, and gives gradients, forward mode and second order.
+//! * [`linear_attention`] is a recurrence with a decay: retention, simple GLA, Mamba-2.
+//! * [`na1d_qk`], [`na1d_av`] and those of 2 and 3 axes are the unfused pair, heads-first; [`compat`] has their older names.
 //! * [`Registry`] finds the backends, with the reason for each that is absent; [`Device`] is one that was picked. Without
 //!   a word the calls take what [`Registry::auto`] does: `NATTEN_BACKEND`, or CUDA, WebGPU, CPU in this order.
 //! * [`Problem`], [`Plan`] and [`Backend`] are the layer below, for callers that run one plan many times.
@@ -26,16 +29,29 @@
 #![forbid(unsafe_code)]
 
 mod array;
-mod attend;
+mod attention;
+mod block_mask;
+pub mod compat;
 mod device;
 mod execute;
+mod linear;
 mod registry;
+mod script;
+mod tangents;
+mod unfused;
+mod window;
 
 pub use array::{Array, PerAxis};
-pub use attend::{Attention, Forward, Gradients, attention, na1d, na2d, na3d};
+pub use attention::{
+    Attention, Forward, Gradients, Jvp, SecondGradients, attention, na1d, na2d, na3d, retention_parallel,
+};
+pub use block_mask::BlockMask;
 pub use device::{Device, Outputs, block_on};
+pub use linear::{LinearAttention, LinearForward, LinearGradients, LinearJvp, linear_attention};
 pub use natten_core::*;
 pub use registry::{BACKEND_VARIABLE, Entry, Registry};
+pub use tangents::Tangents;
+pub use unfused::{Av, AvGradients, Qk, QkGradients, na1d_av, na1d_qk, na2d_av, na2d_qk, na3d_av, na3d_qk};
 
 /// The README's example is compiled and run as a test.
 #[cfg(doctest)]

@@ -2,21 +2,36 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use natten::DType;
+use natten::{DType, Op};
+
+use crate::program::ProgramArgs;
 
 /// What `natten run` is asked.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// The operations: forward, backward, or both.
+    /// The operations, one or several.
     ///
-    /// forward writes output and logsumexp; backward writes the gradients of every input, and computes the forward pass
-    /// that it needs. What is named is computed, whatever the input file holds.
-    #[arg(long, required = true, value_delimiter = ',')]
-    pub(super) op: Vec<OpName>,
+    /// forward: output and logsumexp.
+    /// backward: the gradient of every input, from grad_output; computes the forward pass that it needs.
+    /// jvp: tangent_output and tangent_logsumexp, from the tangents of the inputs that the file has.
+    /// double-backward: the gradients of <tangents, gradients>, grad2_query … and grad2_grad_output, from grad_output
+    /// and the tangents that the file has.
+    /// qk: attention, the scores. av: output, from attention as final weights and value.
+    /// qk-backward, from grad_attention, and av-backward, from grad_output: their gradients. qk-jvp, av-jvp: their
+    /// tangents.
+    ///
+    /// What is named is computed, whatever the input file holds.
+    #[arg(long, required = true, value_delimiter = ',', value_parser = operation(), verbatim_doc_comment)]
+    op: Vec<Op>,
 
     /// The safetensors file with query, key, value and, where wanted, rpb, additional_key and additional_value,
     /// grad_output and grad_logsumexp; heads-last, [batch, tokens…, heads, head_dim].
+    ///
+    /// tangent_NAME is the tangent of the tensor NAME; one that is not there is zero. attention and grad_attention are
+    /// heads-first, [batch, heads, tokens…, window + additional tokens]. initial_state and grad_final_state, of a
+    /// recurrence, are [batch, heads, head_dim, value dim].
     #[arg(long)]
     pub(super) input: PathBuf,
 
@@ -67,26 +82,47 @@ pub(crate) struct RunArgs {
     /// Take output and logsumexp from the input file for backward, where forward is not among the operations.
     #[arg(long)]
     pub(super) reuse_forward: bool,
+
+    #[command(flatten)]
+    pub(super) program: ProgramArgs,
+
+    /// A tensor of the input file that the program's texts use, by the name that they use. Of floats or integers.
+    ///
+    /// May be given several times. A captured rpb, or additional_key, is the program's alone: it is not added to the
+    /// scores beside.
+    #[arg(long, value_name = "NAME=TENSOR", value_parser = capture, help_heading = "Program")]
+    pub(super) capture: Vec<CaptureArg>,
 }
 
 impl RunArgs {
-    pub(super) fn computes(&self, op: OpName) -> bool {
-        self.op.contains(&op)
+    /// The operations, each once, forward before what takes its results.
+    pub(super) fn ops(&self) -> Vec<Op> {
+        Op::ALL.iter().copied().filter(|op| self.op.contains(op)).collect()
     }
 
     /// Whether the forward results in the file serve backward.
     pub(super) fn reuses_forward(&self) -> bool {
-        self.reuse_forward && self.computes(OpName::Backward) && !self.computes(OpName::Forward)
+        self.reuse_forward && self.op.contains(&Op::Backward) && !self.op.contains(&Op::Forward)
     }
 }
 
-/// An operation, as it is named on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum OpName {
-    /// Output and logsumexp.
-    Forward,
-    /// The gradients of the inputs.
-    Backward,
+/// A tensor of the input file, and what the program calls it.
+#[derive(Clone, Debug)]
+pub(super) struct CaptureArg {
+    pub(super) name: String,
+    pub(super) tensor: String,
+}
+
+fn capture(text: &str) -> Result<CaptureArg, &'static str> {
+    let (name, tensor) = text.split_once('=').ok_or("it must be NAME=TENSOR, such as slope=alibi_slopes")?;
+    Ok(CaptureArg { name: name.to_owned(), tensor: tensor.to_owned() })
+}
+
+/// Operations go by the names that the library has for them.
+fn operation() -> impl TypedValueParser<Value = Op> {
+    let named = |name: &str| Op::ALL.iter().copied().find(|op| op.name() == name);
+    PossibleValuesParser::new(Op::ALL.iter().map(|op| op.name()))
+        .try_map(move |name| named(&name).ok_or("it is no operation"))
 }
 
 /// Where the diagonal of a causal mask begins.

@@ -1,54 +1,67 @@
 //! From the tensors of a file and the command line to a [`Problem`]: every extent is read off one tensor and checked
 //! against all others, and what does not fit is an error that names the tensor, its shape and the rule.
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use natten::geometry::{Alignment, AxisParams, MAX_RANK, Neighborhood};
-use natten::{DType, Error, HostTensor, OpRequest, Problem, Result, Role, check_tensor, contiguous_strides};
+use natten::program::Program;
+use natten::{DType, Error, Problem, Result, Role};
 
 use super::args::{Corner, RunArgs};
+use super::inputs::Inputs;
 use crate::console;
-
-/// The tensors of a run, by what they are.
-pub(super) type Inputs = BTreeMap<Role, HostTensor>;
 
 /// Describes the attention that the arguments and the tensors ask for.
 ///
 /// # Errors
 /// [`Error::Invalid`] where they do not fit each other.
-pub(super) fn describe(args: &RunArgs, inputs: &Inputs, dtype: DType) -> Result<Problem> {
+pub(super) fn describe(args: &RunArgs, inputs: &Inputs, dtype: DType, program: Program) -> Result<Problem> {
     let shapes = Shapes::read(args, inputs)?;
+    if args.full && shapes.has_rpb {
+        return Err(Error::invalid(
+            "rpb",
+            "given",
+            "a relative positional bias needs a window, and --full has none",
+            "leave it out of the file, or use a --kernel-size that spans the axis",
+        ));
+    }
     let neighborhood = if args.full { full(args, &shapes)? } else { window(args, &shapes)? };
+    let is_sequence = args.full && neighborhood.axes()[0].is_causal();
+    if program.decay().is_some() && !is_sequence {
+        return Err(Error::invalid(
+            "decay",
+            "given",
+            "a recurrence runs over one sequence, causal and without a window",
+            "add --full --causal true",
+        ));
+    }
     Problem::builder(neighborhood, dtype)
-        .batch(shapes.query[0])
+        .batch(shapes.batch)
         .heads(shapes.heads)
         .heads_kv(shapes.heads_kv)
         .head_dim(shapes.head_dim)
         .head_dim_v(shapes.head_dim_v)
         .additional_tokens(shapes.additional)
         .relative_positional_bias(shapes.has_rpb)
+        .initial_state(inputs.contains_key(&Role::InitialState))
         .scale(args.scale)
+        .program(program)
         .build()
 }
 
-/// Checks the inputs of an operation against the problem.
+/// The number of token axes.
 ///
 /// # Errors
-/// [`Error::Invalid`] where a shape or a dtype is not the problem's.
-pub(super) fn check(problem: &Problem, request: &OpRequest, inputs: &Inputs) -> Result<()> {
-    for spec in problem.tensors(request)? {
-        if let Some(tensor) = inputs.get(&spec.role) {
-            check_tensor(&spec, tensor.shape(), tensor.dtype(), &contiguous_strides(tensor.shape()))?;
-        }
-    }
-    Ok(())
+/// [`Error::Invalid`] where there is a number of them that no attention has.
+pub(super) fn rank(args: &RunArgs, inputs: &Inputs) -> Result<usize> {
+    Shapes::read(args, inputs).map(|shapes| shapes.queries.len())
 }
 
 /// The extents that the tensors were given with. Those that must agree with another tensor's are not here.
 struct Shapes {
-    query: Vec<usize>,
-    key: Vec<usize>,
+    batch: usize,
+    queries: Vec<usize>,
+    keys: Vec<usize>,
     heads: usize,
     heads_kv: usize,
     head_dim: usize,
@@ -59,49 +72,47 @@ struct Shapes {
 
 impl Shapes {
     fn read(args: &RunArgs, inputs: &Inputs) -> Result<Self> {
-        let shape = |role: Role| inputs.get(&role).map(HostTensor::shape);
-        let required = |role: Role| shape(role).ok_or_else(|| missing(role, "every operation needs it"));
-        let (query, key, value) = (required(Role::Query)?, required(Role::Key)?, required(Role::Value)?);
+        let shape = |role: Role| inputs.get(&role).map(|tensor| (role, tensor.shape()));
+        let (query, key, value) = (shape(Role::Query), shape(Role::Key), shape(Role::Value));
+        // Every operation needs one of the two, and its layout is what tells the token grid.
+        let first = query.or(shape(Role::Attention));
+        let second = key.or(value);
+        let (Some((of, queries)), Some((_, keys))) = (first, second) else {
+            return Err(Error::invalid("query", "missing", "every operation needs it", "add this tensor to the input file"));
+        };
         let most = if args.full { 1 } else { MAX_RANK };
-        if !(4..=3 + most).contains(&query.len()) {
+        let layout = if of == Role::Query { QUERY_LAYOUT } else { ATTENTION_LAYOUT };
+        if !(4..=3 + most).contains(&queries.len()) {
             let (axes, hint) = if args.full {
                 ("one token axis", "fold the token axes into one for --full")
             } else {
                 ("one to three token axes", "add a batch axis of 1 in front if it is missing")
             };
-            return Err(broken(
-                Role::Query,
-                query,
-                format!("it must be [batch, tokens…, heads, head_dim] with {axes}"),
-                hint,
-            ));
+            return Err(broken(of, queries, format!("it must be {layout} with {axes}"), hint));
         }
-        for (role, shape) in [(Role::Key, key), (Role::Value, value)] {
-            if shape.len() != query.len() {
+        for (role, shape) in [key, value, shape(Role::Attention)].into_iter().flatten() {
+            if shape.len() != queries.len() {
                 return Err(broken(
                     role,
                     shape,
-                    format!("it must have as many axes as query, which is {query:?}"),
-                    "layouts are heads-last, [batch, tokens…, heads, head_dim]",
+                    format!("it must have as many axes as {of}, which is {queries:?}"),
+                    "layouts are heads-last, [batch, tokens…, heads, head_dim], but for attention, which is heads-first",
                 ));
             }
         }
-        let additional = shape(Role::AdditionalKey);
-        if let Some(shape) = additional
+        let additional = shape(Role::AdditionalKey).or(shape(Role::AdditionalValue));
+        if let Some((role, shape)) = additional
             && shape.len() != 4
         {
             return Err(broken(
-                Role::AdditionalKey,
+                role,
                 shape,
                 "it must be [batch, additional tokens, key heads, head_dim]".to_owned(),
                 "keep one axis of additional tokens",
             ));
         }
-        let named = [(Role::Query, Some(query)), (Role::Key, Some(key)), (Role::Value, Some(value))];
-        for (role, shape) in named.into_iter().chain([(Role::AdditionalKey, additional)]) {
-            if let Some(shape) = shape
-                && shape[1..].contains(&0)
-            {
+        for (role, shape) in [first, key, value, additional].into_iter().flatten() {
+            if shape[1..].contains(&0) {
                 return Err(broken(
                     role,
                     shape,
@@ -110,33 +121,38 @@ impl Shapes {
                 ));
             }
         }
-        let heads_axis = query.len() - 2;
-        let (heads, heads_kv) = (query[heads_axis], key[heads_axis]);
+        let end = queries.len() - 1;
+        let (heads, grid) = if of == Role::Query {
+            (queries[end - 1], &queries[1..end - 1])
+        } else {
+            (queries[1], &queries[2..end])
+        };
+        let heads_kv = keys[end - 1];
         if !heads.is_multiple_of(heads_kv) {
             return Err(broken(
-                Role::Key,
-                key,
-                format!("its {heads_kv} heads must divide the {heads} heads of query"),
+                second.map_or(Role::Key, |(role, _)| role),
+                keys,
+                format!("its {heads_kv} heads must divide the {heads} heads of {of}"),
                 "repeat or drop key and value heads until they divide",
             ));
         }
+        let head_dim = query.map_or(1, |(_, shape)| shape[end]);
         Ok(Self {
+            batch: queries[0],
+            queries: grid.to_vec(),
+            keys: keys[1..end - 1].to_vec(),
             heads,
             heads_kv,
-            head_dim: query[heads_axis + 1],
-            head_dim_v: value[heads_axis + 1],
-            additional: additional.map_or(0, |shape| shape[1]),
-            has_rpb: shape(Role::Rpb).is_some(),
-            query: query.to_vec(),
-            key: key.to_vec(),
+            head_dim,
+            head_dim_v: value.map_or(head_dim, |(_, shape)| shape[end]),
+            additional: additional.map_or(0, |(_, shape)| shape[1]),
+            has_rpb: inputs.contains_key(&Role::Rpb),
         })
     }
 }
 
-/// The error of a tensor that the file does not have.
-pub(super) fn missing(role: Role, why: &str) -> Error {
-    Error::invalid(role.name(), "missing", why, "add this tensor to the input file")
-}
+const QUERY_LAYOUT: &str = "[batch, tokens…, heads, head_dim]";
+const ATTENTION_LAYOUT: &str = "[batch, heads, tokens…, window + additional tokens]";
 
 fn broken(role: Role, shape: &[usize], rule: String, hint: &'static str) -> Error {
     Error::invalid(role.name(), format!("{shape:?}"), rule, hint)
@@ -148,11 +164,11 @@ fn full(args: &RunArgs, shapes: &Shapes) -> Result<Neighborhood> {
         Some(Corner::BottomRight) => Alignment::BottomRight,
     };
     let is_causal = per_axis("causal", &args.causal, 1, false)?[0];
-    Neighborhood::full(shapes.query[1], shapes.key[1], is_causal.then_some(alignment))
+    Neighborhood::full(shapes.queries[0], shapes.keys[0], is_causal.then_some(alignment))
 }
 
 fn window(args: &RunArgs, shapes: &Shapes) -> Result<Neighborhood> {
-    let lens = &shapes.query[1..shapes.query.len() - 2];
+    let lens = &shapes.queries;
     let kernel_size = per_axis("kernel_size", &args.kernel_size, lens.len(), 1)?;
     let stride = per_axis("stride", &args.stride, lens.len(), 1)?;
     let dilation = per_axis("dilation", &args.dilation, lens.len(), 1)?;
@@ -185,7 +201,7 @@ fn per_axis<T: Copy + Display>(name: &'static str, given: &[T], rank: usize, def
         values => Err(Error::invalid(
             name,
             values.iter().map(T::to_string).collect::<Vec<_>>().join(","),
-            format!("query has {rank} token {}", if rank == 1 { "axis" } else { "axes" }),
+            format!("the input has {rank} token {}", if rank == 1 { "axis" } else { "axes" }),
             "give one value an axis, or one for all axes",
         )),
     }

@@ -14,8 +14,9 @@ pub(crate) fn assert_refused(what: &str, directory: &Directory, finished: &Finis
     assert!(!stderr.contains("panicked") && !stderr.contains("RUST_BACKTRACE"), "{what}: {stderr}");
     let errors: Vec<&str> =
         stderr.lines().filter(|line| !line.trim().is_empty() && !line.starts_with("note: ")).collect();
-    // What clap refuses has a usage below it; everything else is one line.
-    assert!(errors.len() == 1 || errors[0].starts_with("error: "), "{what}: {stderr}");
+    // What clap refuses has a usage below it, and a program's text is shown; everything else is one line.
+    let shows_place = errors.len() == 3 && errors[2].ends_with('^');
+    assert!(errors.len() == 1 || shows_place || errors[0].starts_with("error: "), "{what}: {stderr}");
     let missing: Vec<_> = parts.iter().filter(|part| !stderr.contains(**part)).collect();
     assert!(missing.is_empty(), "{what}: {stderr} does not say {missing:?}");
     let entries = directory.entries();
@@ -181,6 +182,117 @@ fn a_bias_that_cannot_be() {
     let tensors = with("rpb", noise(DType::F32, &[2, 19], 5));
     let fit = "--op forward --backend reference --kernel-size 10 --fit";
     assert_run_refused("fit", &tensors, fit, &["kernel_size[0] is 10", "bias table of 19 entries"]);
+}
+
+/// Checks that an error shows a text with a caret below this part of it.
+pub(crate) fn assert_points_at(what: &str, stderr: &str, part: &str) {
+    let lines: Vec<&str> = stderr.trim_end().lines().collect();
+    let [.., text, caret] = lines[..] else { panic!("{what}: {stderr}") };
+    let before: String = text.chars().take(caret.chars().count() - 1).collect();
+    assert!(caret.ends_with('^') && text[before.len()..].starts_with(part), "{what}: {stderr}");
+}
+
+#[test]
+fn programs_that_are_wrong() {
+    let tensors = with("slope", noise(DType::F32, &[2], 5));
+    let slope = "--capture slope=slope";
+    for (words, parts, place) in [
+        ("--score scor", &["score: unknown name 'scor' at column 1", "score"][..], "scor"),
+        ("--score score-slop[h]", &["score: unknown name 'slop' at column 7", "'slope'"], "slop["),
+        ("--score 2*(score", &["score:", "column 9"], ""),
+        ("--score score+k1", &["score:", "column 7"], "k1"),
+        ("--score slope[h,q]", &["score:", "slope"], ""),
+        ("--mask q-k", &["mask:", "column 1"], "q-k"),
+        ("--row exp(score)", &["row:", "column 5"], "score"),
+        ("--row a=prod(x);x", &["row:", "column 3"], "prod"),
+        ("--post x", &["post:", "column 1"], "x"),
+        ("--query-mod x*k", &["query_mod:", "column 3"], "k"),
+        ("--key-mod x*q", &["key_mod:", "column 3"], "q"),
+        ("--value-mod random(1)", &["value_mod:", "column 1"], "random"),
+        ("--score -exp(score)+löwe", &["score:", "column 13"], "löwe"),
+    ] {
+        let directory = Directory::with_input(&tensors);
+        let finished = directory.run(&format!("{COMMAND} {slope} {words}"));
+        assert_refused(words, &directory, &finished, parts);
+        assert_points_at(words, &finished.stderr, place);
+    }
+    for (words, parts) in [
+        ("--row relu:0", &["row is 'relu:0'", "power"][..]),
+        ("--row softmax:detach", &["row is 'softmax:detach'", "no options"]),
+        ("--dropout 1", &["dropout is 1", "below 1"]),
+        ("--dropout -0.5", &["dropout is -0.5", "at least 0"]),
+        ("--dropout NaN", &["dropout is NaN"]),
+        ("--dropout often", &["'often'", "--dropout"]),
+        ("--dropout 0.5 --seed -1", &["'-1'", "--seed"]),
+        ("--seed 1", &["--dropout"]),
+        ("--dropout 0.5 --post 1.0", &["--dropout", "--post"]),
+        ("--decay -1.0", &["decay is given", "--full --causal true"]),
+    ] {
+        assert_run_refused(words, &tensors, &format!("{COMMAND} {words}"), parts);
+    }
+    let line = "--op forward --backend reference --full";
+    for (words, parts) in [
+        ("--decay -1.0", &["decay is given", "--causal true"][..]),
+        ("--causal true --align bottom-right --decay -1.0", &["top-left"]),
+        ("--causal true --decay -1.0 --score score", &["score is given", "linear attention"]),
+        ("--causal true --decay score", &["decay:", "column 1"]),
+    ] {
+        assert_run_refused(words, &tensors, &format!("{line} {words}"), parts);
+    }
+}
+
+#[test]
+fn captures_that_are_wrong() {
+    let tensors = with("slope", noise(DType::F32, &[2], 5));
+    for (words, parts) in [
+        ("--capture slope", &["'slope'", "--capture", "NAME=TENSOR"][..]),
+        ("--capture slope=steep", &["steep is missing", "--capture slope"]),
+        ("--capture score=slope", &["'score'", "meaning in programs"]),
+        ("--capture exp=slope", &["'exp'", "meaning in programs"]),
+        ("--capture k2=slope", &["'k2'", "meaning in programs"]),
+        ("--capture =slope", &["''", "letters"]),
+        ("--capture 2slope=slope", &["'2slope'", "letters"]),
+        ("--capture slöpe=slope", &["'slöpe'", "letters"]),
+        ("--capture slope=slope --capture slope=slope", &["slope", "once"]),
+        ("--capture query=slope --score score-query[h]", &["'query'", "another tensor of this name"]),
+        ("--capture output=slope --score score-output[h]", &["'output'", "another tensor of this name"]),
+        ("--capture key=slope --score score-key[h]", &["'key'", "another tensor of this name"]),
+    ] {
+        assert_run_refused(words, &tensors, &format!("{COMMAND} {words}"), parts);
+    }
+    let many: String = (0..17).map(|at| format!(" --capture c{at}=slope")).collect();
+    assert_run_refused("many", &tensors, &format!("{COMMAND}{many}"), &["captures is 17", "at most 16"]);
+}
+
+#[test]
+fn operations_that_do_not_fit() {
+    let line = "--backend reference --kernel-size 3";
+    let tangent = |shape: &[usize], dtype| with("tangent_key", noise(dtype, shape, 5));
+    let grid = &[1, 9, 2, 4][..];
+    let mut without_cotangent = tangent(grid, DType::F32);
+    without_cotangent.remove("grad_output");
+    let mut slope = with("slope", noise(DType::F32, &[2], 5));
+    slope.insert("tangent_slope".to_owned(), noise(DType::F64, &[2], 6));
+    let weights = |shape: &[usize]| with("attention", noise(DType::F32, shape, 5));
+    for (what, tensors, words, parts) in [
+        ("no tangents", inputs(DType::F32, &[9]), "--op jvp", &["tangents is none", "tangent_query"][..]),
+        ("no tangents", inputs(DType::F32, &[9]), "--op double-backward", &["tangents is none", "tangent_value"]),
+        ("of grad_output alone", with("tangent_grad_output", noise(DType::F32, grid, 5)), "--op jvp", &["tangents is none"]),
+        ("no cotangent", without_cotangent, "--op jvp,double-backward", &["grad_output is missing: double-backward needs it"]),
+        ("shape", tangent(&[1, 9, 2, 3], DType::F32), "--op jvp", &["tangent_key is [1, 9, 2, 3]", "[1, 9, 2, 4]"]),
+        ("dtype", tangent(grid, DType::F64), "--op jvp", &["tangent_key is f64", "must be f32", "--dtype"]),
+        ("dtype of a captured tensor", slope, "--op jvp --capture slope=slope --score score*slope[h]", &["tangent_slope is f64", "must be f32"]),
+        ("no weights", inputs(DType::F32, &[9]), "--op av", &["attention is missing: av needs it"]),
+        ("no cotangent of weights", inputs(DType::F32, &[9]), "--op qk-backward", &["grad_attention is missing: qk-backward needs it"]),
+        ("slots", weights(&[1, 2, 9, 4]), "--op av", &["attention is [1, 2, 9, 4]", "[1, 2, 9, 3]"]),
+        ("axes", weights(&[1, 2, 9]), "--op av", &["attention is [1, 2, 9]", "[batch, heads, tokens"]),
+        ("heads", weights(&[1, 3, 9, 3]), "--op av", &["value is [1, 9, 2, 4]", "2 heads must divide the 3 heads of attention"]),
+        ("a window", inputs(DType::F32, &[9]), "--op qk --row sigmoid", &["program is not plain softmax", "qk"]),
+        ("two outputs", weights(&[1, 2, 9, 3]), "--op forward,av", &["op is forward,av: both write output"]),
+        ("two gradients", with("grad_attention", noise(DType::F32, &[1, 2, 9, 3], 5)), "--op qk-backward,backward", &["both write grad_query"]),
+    ] {
+        assert_run_refused(what, &tensors, &format!("{line} {words}"), parts);
+    }
 }
 
 #[test]

@@ -5,6 +5,8 @@ mod bad_input;
 mod check;
 mod denoise;
 mod denoise_bad_input;
+mod emit;
 mod golden;
 mod program;
+mod programs;
 mod run;

@@ -82,7 +82,7 @@ impl Directory {
 pub(crate) fn read(path: &Path) -> Tensors {
     let file = TensorFile::read(path).unwrap();
     let tensor = |name: String| {
-        let tensor = file.tensor(&name).unwrap().unwrap();
+        let tensor = file.captured(&name).unwrap().unwrap();
         (name, tensor)
     };
     file.names().into_iter().map(tensor).collect()

@@ -280,7 +280,8 @@ mod tests {
     #[test]
     fn causal_slots_begin_with_the_oldest_key() {
         let n = Neighborhood::new(&[AxisParams::new(7, 4).causal(true)]).unwrap();
-        let keys = |query| (0..4).map(|slot| n.key_of([0, 0, query], slot).map(|key| key[2])).collect::<Vec<_>>();
+        let keys =
+            |query| (0..4).map(|slot| n.key_of([0, 0, query], slot).map(|key| key[2])).collect::<Vec<_>>();
         assert_eq!(keys(1), [Some(0), Some(1), None, None]);
         assert_eq!(keys(5), [Some(2), Some(3), Some(4), Some(5)]);
     }

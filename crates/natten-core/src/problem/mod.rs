@@ -22,6 +22,8 @@
 
 mod request;
 mod tensors;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -30,7 +32,7 @@ pub use self::tensors::TensorSpec;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::{Alignment, Neighborhood};
-use crate::program::Program;
+use crate::program::{Node, Program, Unary};
 use crate::role::Role;
 
 /// One attention: shapes, dtype, who sees whom. Checked when built, so that what has a `Problem` is well-formed.
@@ -248,6 +250,20 @@ impl Problem {
                 "make the program for this number of axes",
             ));
         }
+        let dims = [self.head_dim, self.head_dim, self.head_dim_v];
+        for ((name, dim), function) in
+            ["query_mod", "key_mod", "value_mod"].into_iter().zip(dims).zip(self.program.mods())
+        {
+            let pairs_lanes = |node: &Node| matches!(node, Node::Unary(Unary::LaneHalf | Unary::LanePair, _));
+            if dim % 2 == 1 && function.is_some_and(|expr| self.program.graph().depends(expr, pairs_lanes)) {
+                return Err(Error::invalid(
+                    name,
+                    format!("on vectors of {dim}"),
+                    "half and pair need an even number of elements",
+                    "pad the head dim with a zero, or leave half and pair out",
+                ));
+            }
+        }
         if self.program.decay().is_none() {
             return match self.initial_state {
                 false => Ok(()),
@@ -365,103 +381,6 @@ impl Problem {
             Op::QkJvp | Op::QkBackward => 4 * dim,
             Op::Av => 2 * dim_v,
             Op::AvJvp | Op::AvBackward => 4 * dim_v,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::geometry::AxisParams;
-
-    fn window() -> Neighborhood {
-        Neighborhood::new(&[AxisParams::new(6, 3), AxisParams::new(7, 5)]).unwrap()
-    }
-
-    fn shapes(problem: &Problem, request: &OpRequest) -> Vec<(&'static str, Vec<usize>, bool)> {
-        problem
-            .tensors(request)
-            .unwrap()
-            .into_iter()
-            .map(|s| (s.role.name(), s.shape.clone(), s.is_output))
-            .collect()
-    }
-
-    #[test]
-    fn tensors_of_forward_and_backward() {
-        let problem = Problem::builder(window(), DType::Bf16)
-            .batch(2)
-            .heads(4)
-            .heads_kv(2)
-            .head_dim(8)
-            .head_dim_v(3)
-            .additional_tokens(5)
-            .relative_positional_bias(true)
-            .build()
-            .unwrap();
-        let forward = shapes(&problem, &OpRequest::forward(&problem));
-        let expected = [
-            ("query", vec![2, 6, 7, 4, 8], false),
-            ("key", vec![2, 6, 7, 2, 8], false),
-            ("value", vec![2, 6, 7, 2, 3], false),
-            ("rpb", vec![4, 5, 9], false),
-            ("additional_key", vec![2, 5, 2, 8], false),
-            ("additional_value", vec![2, 5, 2, 3], false),
-            ("output", vec![2, 6, 7, 4, 3], true),
-            ("logsumexp", vec![2, 6, 7, 4], true),
-        ];
-        assert_eq!(forward, expected);
-        let backward = shapes(&problem, &OpRequest::backward(&problem).with_grad_logsumexp(true));
-        let names: Vec<_> = backward.iter().map(|(name, _, out)| (*name, *out)).collect();
-        assert_eq!(
-            &names[6..10],
-            [("output", false), ("logsumexp", false), ("grad_output", false), ("grad_logsumexp", false)]
-        );
-        assert_eq!(names.iter().filter(|(_, out)| *out).count(), 6);
-        assert_eq!(problem.dtype_of(Role::Logsumexp), DType::F32);
-    }
-
-    #[test]
-    fn flops_are_counted_as_the_peers_count_them() {
-        let problem = Problem::builder(window(), DType::F32).head_dim(16).build().unwrap();
-        assert_eq!(problem.flops_per_pair(Op::Forward), 4 * 16);
-        assert_eq!(problem.flops_per_pair(Op::Backward), 10 * 16);
-    }
-
-    #[test]
-    fn broken_problems_are_refused() {
-        let base = || Problem::builder(window(), DType::F32).heads(4).head_dim(8);
-        let full = || Problem::builder(Neighborhood::full(3, 4, None).unwrap(), DType::F32);
-        let cases = [
-            (base().heads(0), "heads is 0"),
-            (base().heads_kv(0), "heads_kv is 0"),
-            (base().heads_kv(3), "heads_kv is 3"),
-            (base().head_dim(0), "head_dim is 0"),
-            (base().head_dim_v(0), "head_dim_v is 0"),
-            (base().scale(Some(f64::NAN)), "scale is NaN"),
-            (base().batch(usize::MAX / 4), "overflows"),
-            (base().head_dim(usize::MAX / 64), "overflows"),
-            (base().batch(0).head_dim(usize::MAX / 64), "overflows"),
-            (base().additional_tokens(usize::MAX / 16), "overflows"),
-            (full().relative_positional_bias(true), "rpb"),
-        ];
-        for (builder, part) in cases {
-            let message = builder.build().unwrap_err().to_string();
-            assert!(message.contains(part), "{message}");
-        }
-        assert!(base().batch(0).build().is_ok());
-        assert_eq!(base().scale(Some(0.0)).build().unwrap().scale(), 0.0);
-    }
-
-    #[test]
-    fn wanting_what_is_not_there_is_refused() {
-        let problem = Problem::builder(window(), DType::F32).build().unwrap();
-        for request in [
-            OpRequest::backward(&problem).wanting([Role::GradRpb]),
-            OpRequest::forward(&problem).wanting([Role::GradQuery]),
-            OpRequest::forward(&problem).wanting([]),
-        ] {
-            assert!(problem.tensors(&request).is_err(), "{request:?}");
         }
     }
 }

@@ -88,7 +88,7 @@ pub struct OpRequest {
 
 impl OpRequest {
     /// An operation with every result that the problem has for it, and no optional input but those in `given`.
-    fn of(op: Op, problem: &Problem, given: impl IntoIterator<Item = Role>) -> Self {
+    pub fn of(op: Op, problem: &Problem, given: impl IntoIterator<Item = Role>) -> Self {
         let given = given.into_iter().collect();
         Self { op, wants: problem.results_of(op, given), given }
     }

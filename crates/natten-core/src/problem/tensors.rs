@@ -84,7 +84,8 @@ impl Problem {
         let is_primal = |role: Role| match op {
             Op::Forward | Op::ForwardJvp | Op::Backward | Op::BackwardJvp => self.has_input(role),
             Op::Qk | Op::QkJvp | Op::QkBackward => {
-                matches!(role, Role::Query | Role::Key | Role::Rpb | Role::AdditionalKey) && self.has_input(role)
+                matches!(role, Role::Query | Role::Key | Role::Rpb | Role::AdditionalKey)
+                    && self.has_input(role)
             }
             Op::Av | Op::AvJvp | Op::AvBackward => {
                 role == Role::Attention

@@ -12,9 +12,12 @@
 //!
 //! 24 bits are what an f32 holds, so the number is exact in f32 and in f64 and never reaches 1.
 
-const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
-const KEY_STEPS: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
-const ROUNDS: usize = 10;
+/// What the two multiplied words of a counter are multiplied with in a round.
+pub const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
+/// What the two words of the key grow by from round to round.
+pub const KEY_STEPS: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
+/// The number of rounds.
+pub const ROUNDS: usize = 10;
 
 /// One block of Philox4x32 with ten rounds.
 pub const fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {

@@ -1,12 +1,27 @@
-//! The oracle: attention and its gradients written as plainly as they can be, in f64, one pair at a time. Nothing here
-//! is clever and nothing here is fast; every other backend is checked against it. It is itself a [`Backend`].
+//! The oracle: every operation of every program written as plainly as it can be, in f64, one pair at a time. Nothing
+//! here is clever and nothing here is fast; every other backend is checked against it. It is itself a [`Backend`].
+//!
+//! Forward and backward pass are written once, over a type of number: f64, or f64 with a tangent. The tangents of their
+//! results, forward mode and double backward, are the same code on the other type.
 
-mod dense;
+mod attention;
+mod function;
+mod functions;
+mod number;
+mod recurrence;
+mod rows;
+mod tensors;
+#[cfg(test)]
+mod tests;
+mod unfused;
 
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 
+use self::attention::Attention;
+use self::number::{Dual, Number};
+use self::tensors::{Inputs, Tensors};
 use crate::backend::{
     Backend, Bindings, DeviceInfo, DeviceKind, HostQueue, Pending, Plan, PlanOptions, PlanReport, Queue,
     Submission, Workspace, ready,
@@ -118,19 +133,15 @@ impl Plan for ReferencePlan {
     ) -> Result<Submission> {
         bindings.check(&self.tensors)?;
         let start = Instant::now();
-        let mut widened = dense::Tensors::default();
-        let input_specs = self.tensors.iter().filter(|spec| !spec.is_output);
-        for (spec, tensor) in input_specs.zip(bindings.inputs) {
-            widened.insert(spec.role, tensor.to_host()?.to_f64());
+        let mut inputs = Inputs::default();
+        let (output_specs, input_specs): (Vec<_>, Vec<_>) =
+            self.tensors.iter().partition(|spec| spec.is_output);
+        for (spec, tensor) in input_specs.into_iter().zip(bindings.inputs) {
+            inputs.insert(spec, &tensor.to_host()?);
         }
-        let results = match self.request.op {
-            Op::Forward => dense::forward(&self.problem, &widened),
-            Op::Backward => dense::backward(&self.problem, &widened),
-            op => return Err(Error::unsupported(NAME, op.name(), "it is not there yet")),
-        };
-        let output_specs = self.tensors.iter().filter(|spec| spec.is_output);
-        for (spec, tensor) in output_specs.zip(bindings.outputs) {
-            write(tensor, results.get(spec.role), spec.role)?;
+        let results = compute(self.request.op, &self.problem, &inputs);
+        for (spec, tensor) in output_specs.into_iter().zip(bindings.outputs) {
+            write(tensor, results.get(spec.role), spec)?;
         }
         Ok(Submission::done(start.elapsed()))
     }
@@ -140,18 +151,71 @@ impl Plan for ReferencePlan {
     }
 }
 
-fn write(tensor: &mut Tensor, values: &[f64], role: Role) -> Result<()> {
-    let elements: Vec<usize> = (0..values.len()).map(|index| tensor.element(index)).collect();
-    let mut data = tensor.storage_mut().and_then(|storage| storage.host_mut()).ok_or_else(|| {
+/// Every result that an operation has.
+fn compute(op: Op, problem: &Problem, inputs: &Inputs) -> Tensors<f64> {
+    let cotangent = |role| inputs.get_or_zero(problem, role);
+    match op {
+        Op::Forward => forward(problem, inputs),
+        Op::ForwardJvp => tangents(forward(problem, inputs), Role::tangent),
+        Op::Backward => backward(problem, inputs),
+        Op::BackwardJvp => {
+            let second = |role: Role| role.gradient_of().and_then(Role::second_gradient);
+            let mut results = tangents(backward(problem, inputs), second);
+            // The derivative by a cotangent is the result that it belongs to.
+            let second = |role: Role| role.gradient().and_then(Role::second_gradient);
+            results.extend(tangents(forward(problem, inputs), second));
+            results
+        }
+        Op::Qk => Attention::new(problem, inputs).qk(),
+        Op::QkJvp => tangents(Attention::new(problem, inputs).qk(), Role::tangent),
+        Op::QkBackward => Attention::new(problem, inputs).qk_backward(&cotangent(Role::GradAttention)),
+        Op::Av => Attention::new(problem, inputs).av(&inputs.get(Role::Attention)),
+        Op::AvJvp => {
+            tangents(Attention::new(problem, inputs).av(&inputs.get(Role::Attention)), Role::tangent)
+        }
+        Op::AvBackward => Attention::new(problem, inputs)
+            .av_backward(&inputs.get(Role::Attention), &cotangent(Role::GradOutput)),
+    }
+}
+
+fn forward<T: Number>(problem: &Problem, inputs: &Inputs) -> Tensors<T> {
+    let attention = Attention::new(problem, inputs);
+    match &attention.functions.decay {
+        Some(decay) => attention.recur(decay, &inputs.get_or_zero(problem, Role::InitialState)),
+        None => attention.forward(),
+    }
+}
+
+fn backward<T: Number>(problem: &Problem, inputs: &Inputs) -> Tensors<T> {
+    let attention = Attention::new(problem, inputs);
+    let cotangent = |role| inputs.get_or_zero(problem, role);
+    let grad_output: Vec<T> = cotangent(Role::GradOutput);
+    match &attention.functions.decay {
+        Some(decay) => {
+            let initial: Vec<T> = inputs.get_or_zero(problem, Role::InitialState);
+            attention.recur_backward(decay, &initial, &grad_output, &cotangent(Role::GradFinalState))
+        }
+        None => attention.backward(
+            &grad_output,
+            &cotangent(Role::GradLogsumexp),
+            &inputs.get(Role::Output),
+            &inputs.get(Role::Logsumexp),
+        ),
+    }
+}
+
+/// The tangents of results, each under the role that `name` gives it; 0 where there is none.
+fn tangents(results: Tensors<Dual<f64>>, name: impl Fn(Role) -> Option<Role>) -> Tensors<f64> {
+    results.map(name, |number| number.tangent.unwrap_or(0.0))
+}
+
+fn write(tensor: &mut Tensor, values: &[f64], spec: &TensorSpec) -> Result<()> {
+    tensor.write_f64(values).ok_or_else(|| {
         Error::invalid(
-            role.name(),
+            spec.name.clone(),
             "shared or not in host memory",
             "an output must be the only tensor of its host storage",
             "use the tensor that Backend::empty made",
         )
-    })?;
-    for (element, &value) in elements.into_iter().zip(values) {
-        data.set(element, value);
-    }
-    Ok(())
+    })
 }

@@ -46,6 +46,23 @@ pub(crate) unsafe fn products<S: Simd>(
     panel: &[S::T],
     tile: &mut [S::T],
 ) {
+    // SAFETY: the caller's.
+    unsafe { products_into::<S, false>(sight, dim, vectors, rows, panel, tile) };
+}
+
+/// The same, or with `ADDS` added to what the tile holds.
+///
+/// # Safety
+/// As [`products`].
+#[inline(always)]
+pub(crate) unsafe fn products_into<S: Simd, const ADDS: bool>(
+    sight: &Sight<'_>,
+    dim: usize,
+    vectors: usize,
+    rows: (&[S::T], usize),
+    panel: &[S::T],
+    tile: &mut [S::T],
+) {
     let mut at = 0;
     for (first, count) in sight.runs() {
         let left = Left { data: rows.0.as_ptr().wrapping_add(first * rows.1), row: rows.1, column: 1 };
@@ -53,7 +70,7 @@ pub(crate) unsafe fn products<S: Simd>(
         // SAFETY: the caller's.
         unsafe {
             let extents = Extents { rows: count, vectors, depth: dim };
-            S::gemm::<false>(extents, left, (panel.as_ptr(), S::WIDTH), (to, S::WIDTH));
+            S::gemm::<ADDS>(extents, left, (panel.as_ptr(), S::WIDTH), (to, S::WIDTH));
         }
         at += count;
     }
@@ -99,9 +116,50 @@ pub(crate) unsafe fn accumulate<S: Simd>(
 ) {
     let (data, stride, is_finite) = rows;
     if alive.any_masked && !is_finite {
-        accumulate_one_by_one(sight, alive, (data, stride), S::WIDTH, tile, sums);
+        let mask = |_, offset| alive.mask(sight, offset);
+        accumulate_one_by_one(sight, &mask, (data, stride), S::WIDTH, tile, sums);
         return;
     }
+    // SAFETY: the caller's.
+    unsafe { accumulate_all::<S>(sight, group, (data, stride), tile, sums) };
+}
+
+/// The same where the lanes that count in every row of the sight are known; None where all do.
+///
+/// # Safety
+/// As [`accumulate`].
+#[inline(always)]
+pub(crate) unsafe fn accumulate_masked<S: Simd>(
+    sight: &Sight<'_>,
+    masks: Option<&[u32]>,
+    group: &TileBox,
+    rows: (&[S::T], usize, bool),
+    tile: &[S::T],
+    sums: &mut [S::T],
+) {
+    let (data, stride, is_finite) = rows;
+    match masks {
+        Some(masks) if !is_finite => {
+            let mask = |index: usize, _| masks[index];
+            accumulate_one_by_one(sight, &mask, (data, stride), S::WIDTH, tile, sums);
+        }
+        // SAFETY: the caller's.
+        _ => unsafe { accumulate_all::<S>(sight, group, (data, stride), tile, sums) },
+    }
+}
+
+/// Every pair, whether it counts or not.
+///
+/// # Safety
+/// As [`accumulate`].
+#[inline(always)]
+unsafe fn accumulate_all<S: Simd>(
+    sight: &Sight<'_>,
+    group: &TileBox,
+    (data, stride): (&[S::T], usize),
+    tile: &[S::T],
+    sums: &mut [S::T],
+) {
     let mut at = 0;
     for (first, count) in sight.runs() {
         let left = Left { data: tile.as_ptr().wrapping_add(at * S::WIDTH), row: 1, column: S::WIDTH };
@@ -115,10 +173,11 @@ pub(crate) unsafe fn accumulate<S: Simd>(
     }
 }
 
+/// `mask` gives the lanes that count from the row's number in the sight and its offset in the streamed box.
 #[cold]
 fn accumulate_one_by_one<R: Real>(
     sight: &Sight<'_>,
-    alive: &Alive<'_, R>,
+    mask: &dyn Fn(usize, [usize; 3]) -> u32,
     (data, stride): (&[R], usize),
     width: usize,
     tile: &[R],
@@ -127,7 +186,7 @@ fn accumulate_one_by_one<R: Real>(
     let mut offset = sight.first();
     for index in 0..sight.rows() {
         let vector = &data[sight.row(offset) * stride..][..stride];
-        let mut lanes = alive.mask(sight, offset);
+        let mut lanes = mask(index, offset);
         while lanes != 0 {
             let lane = lanes.trailing_zeros() as usize;
             lanes &= lanes - 1;

@@ -49,6 +49,8 @@ pub(crate) fn lanes(isa: crate::Isa, dtype: DType) -> usize {
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type T: Real;
     type V: Copy;
+    /// A truth value a lane.
+    type M: Copy;
 
     /// Elements of a vector.
     const LANES: usize;
@@ -65,6 +67,18 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, fused where the instruction set can.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sqrt(a: Self::V) -> Self::V;
+    unsafe fn abs(a: Self::V) -> Self::V;
+    /// `a`, which is not negative, with the sign of `b`.
+    unsafe fn with_sign(a: Self::V, b: Self::V) -> Self::V;
+    /// The largest integral number that is not larger.
+    unsafe fn floor(a: Self::V) -> Self::V;
+    /// The mantissa in [1, 2) and the exponent of positive finite numbers, subnormal ones too; anything else gives
+    /// anything.
+    unsafe fn split(a: Self::V) -> (Self::V, Self::V);
+    /// `LANES` integers as numbers.
+    unsafe fn from_integers(from: *const i32) -> Self::V;
     /// `a > b ? a : b`: `b` where either is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// `a < b ? a : b`: `b` where either is NaN.
@@ -75,6 +89,24 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn scale(a: Self::V, n: Self::V) -> Self::V;
     /// Lane `i` of `a` where bit `i` is set, of `b` where it is not.
     unsafe fn select(bits: u32, a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn lt(a: Self::V, b: Self::V) -> Self::M;
+    unsafe fn le(a: Self::V, b: Self::V) -> Self::M;
+    unsafe fn eq(a: Self::V, b: Self::V) -> Self::M;
+    /// `a` where `which` holds, `b` where it does not.
+    unsafe fn blend(which: Self::M, a: Self::V, b: Self::V) -> Self::V;
+    /// Bit `i` is lane `i`; no other is set.
+    unsafe fn bits(which: Self::M) -> u32;
+    /// Bit `i` tells whether integer `i` of `LANES` is less.
+    unsafe fn integers_lt(a: *const i32, b: *const i32) -> u32;
+    /// Bit `i` tells whether integers `i` of `LANES` are equal.
+    unsafe fn integers_eq(a: *const i32, b: *const i32) -> u32;
+
+    /// Runs `work` out of line, in a function that is compiled with the instruction set's features: for what is called
+    /// from many places, or too large to be compiled into each.
+    ///
+    /// # Safety
+    /// As the trait's, and the work's.
+    unsafe fn outlined<W: Outlined<T = Self::T>>(work: W);
 
     /// `c[i][..] = Σ_k a(i, k) * b[k][..]`, or `+=` where `ACCUMULATE`; `b` and `c` come with their row strides. Not
     /// inlined: it is compiled once an instruction set and type.
@@ -112,6 +144,18 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             Self::scale(p, n)
         }
     }
+}
+
+/// Work for [`Simd::outlined`].
+pub(crate) trait Outlined {
+    /// The type that it is done in.
+    type T: Real;
+
+    /// Does it. `inline(always)`.
+    ///
+    /// # Safety
+    /// The processor has `S`; the rest is the implementation's.
+    unsafe fn run<S: Simd<T = Self::T>>(self);
 }
 
 #[cfg(test)]

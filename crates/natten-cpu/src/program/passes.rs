@@ -1,0 +1,699 @@
+//! What the walks of an operation do with a box of queries, and with a box of keys, derived from the program's functions.
+//!
+//! A box of queries goes through steps in order: sweeps over the keys that it sees, and in between what is done once a
+//! row. A row of one pass takes one sweep forward; stages that the sum of values needs first take one before it, and
+//! their tangents, where some stage is not a sum, one more. Backward, stages that are not given are recomputed in a sweep
+//! of their own, the cotangents of stages come from the row's numbers or from a sweep, and then comes the sweep of the
+//! gradients. What the walk with stationary keys needs of every row is stored.
+
+use std::collections::HashMap;
+
+use natten_core::program::{
+    Algorithm, Compare, Expr, GradStages, Graph, Lowered, Primal, Pushed, Reduce, StageElement, Unary, Var,
+};
+use natten_core::{Op, Problem, Result};
+
+use super::code::{Context, Reduction, Scatter, Sums, SweepCode, Vectors, Wanted};
+use super::given::{Tangents, Wants};
+use super::numbers::{Number, Numbers};
+use crate::lanes::Direction;
+use crate::tile::{Output, Source, TileCode};
+
+/// A sweep over everything that a box sees: over the window, and over the additional tokens.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    pub(super) codes: [Option<SweepCode>; 2],
+}
+
+/// Functions of a row's numbers, and the slots that their values go to.
+#[derive(Debug)]
+pub(super) struct RowCode {
+    pub(super) code: TileCode,
+    pub(super) outputs: Vec<usize>,
+}
+
+/// A logsumexp stage, from its peak and its total.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Finish {
+    pub(super) peak: usize,
+    pub(super) total: usize,
+    pub(super) stage: usize,
+    /// The sum of its tangents, which is divided by the total.
+    pub(super) tangent: Option<usize>,
+    /// Where one over the total goes.
+    pub(super) inverse: Option<usize>,
+}
+
+/// What is done with a box of queries.
+#[derive(Debug)]
+pub(super) enum Step {
+    Sweep(Sweep),
+    /// Finishes stages, and finds the rows that are dead.
+    Finish(Vec<Finish>),
+    Row(RowCode),
+    /// Finishes the sums of values, and writes them and the logsumexp.
+    Output,
+    /// `⟨grad_output, output⟩`, and its tangent.
+    Delta([Option<usize>; 2]),
+    /// Adds numbers to others.
+    Add(Vec<(usize, usize)>),
+    /// Keeps numbers for the walk with stationary keys.
+    Store,
+}
+
+/// The walk with stationary queries.
+#[derive(Debug)]
+pub(super) struct QueryPass {
+    pub(super) numbers: Numbers,
+    pub(super) steps: Vec<Step>,
+    /// The slots of the logsumexp and its tangent.
+    pub(super) logsumexp: [Option<usize>; 2],
+    /// The slots of the given logsumexp, of its cotangent, and of that one's tangent.
+    pub(super) given: [Option<usize>; 3],
+    /// The slots of the logsumexp stages: a row with one at -inf is dead.
+    pub(super) lse_stages: Vec<usize>,
+    /// The slots of the sum's factor and its tangent; 1 and 0 without.
+    pub(super) factor: [Option<usize>; 2],
+    /// Which stationary vectors the sweeps read, by [`Vectors`].
+    pub(super) stationary: [bool; 4],
+}
+
+impl QueryPass {
+    pub(super) fn sweeps(&self) -> impl Iterator<Item = &Sweep> {
+        sweeps_of(&self.steps)
+    }
+}
+
+fn sweeps_of(steps: &[Step]) -> impl Iterator<Item = &Sweep> {
+    steps.iter().filter_map(|step| match step {
+        Step::Sweep(sweep) => Some(sweep),
+        _ => None,
+    })
+}
+
+/// The walk with stationary keys.
+#[derive(Debug)]
+pub(super) struct KeyPass {
+    pub(super) sweep: Sweep,
+    /// The slots of the numbers that it reads, in the order in which they are stored.
+    pub(super) stored: Vec<usize>,
+    /// The logsumexp stages among those.
+    pub(super) lse_stages: Vec<usize>,
+}
+
+/// Everything that an operation does, derived.
+#[derive(Debug)]
+pub(super) struct Passes {
+    pub(super) queries: QueryPass,
+    pub(super) keys: KeyPass,
+    /// The functions that all of it is made of: on the window's keys, and on the additional ones.
+    pub(super) lowered: Vec<Lowered>,
+}
+
+impl Passes {
+    pub(super) fn new(problem: &Problem, op: Op, tangents: &Tangents, wants: &Wants, has_cotangent: bool) -> Result<Self> {
+        Deriver::new(problem, op, tangents, wants, has_cotangent).derive()
+    }
+
+    /// Every code of the walks.
+    pub(super) fn codes(&self) -> impl Iterator<Item = &SweepCode> {
+        self.queries.sweeps().chain([&self.keys.sweep]).flat_map(|sweep| sweep.codes.iter().flatten())
+    }
+}
+
+struct Deriver<'a> {
+    problem: &'a Problem,
+    op: Op,
+    tangents: &'a Tangents,
+    wants: &'a Wants,
+    /// Whether the cotangent of the logsumexp is given.
+    has_cotangent: bool,
+    /// On the window's keys, and on the additional ones.
+    lowered: Vec<Lowered>,
+    numbers: Numbers,
+    steps: Vec<Step>,
+}
+
+impl<'a> Deriver<'a> {
+    fn new(problem: &'a Problem, op: Op, tangents: &'a Tangents, wants: &'a Wants, has_cotangent: bool) -> Self {
+        let sources: &[bool] = if problem.additional_tokens() > 0 { &[false, true] } else { &[false] };
+        let given = tangents.given();
+        let lowered = sources
+            .iter()
+            .map(|&additional| {
+                let mut lowered = Lowered::new(problem.program(), additional, &given);
+                drop_zeros(&mut lowered, has_cotangent);
+                lowered
+            })
+            .collect();
+        Self {
+            problem,
+            op,
+            tangents,
+            wants,
+            has_cotangent,
+            lowered,
+            numbers: Numbers::default(),
+            steps: Vec::new(),
+        }
+    }
+
+    fn is_backward(&self) -> bool {
+        matches!(self.op, Op::Backward | Op::BackwardJvp)
+    }
+
+    fn has_tangents(&self) -> bool {
+        matches!(self.op, Op::ForwardJvp | Op::BackwardJvp)
+    }
+
+    fn derive(mut self) -> Result<Passes> {
+        let stages = self.needed_stages();
+        let logsumexp = self.lowered[0].logsumexp;
+        let mut given = [None; 3];
+        if self.is_backward() && self.has_cotangent {
+            given[1] = Some(self.numbers.slot(Number::Var(Var::GradLogsumexp)));
+            if self.tangents.grad_logsumexp {
+                given[2] = Some(self.numbers.slot(Number::Var(Var::Tangent(Primal::GradLogsumexp))));
+            }
+        }
+        let mut factor = [None; 2];
+        match self.op {
+            Op::Backward => {
+                let recomputed: Vec<u8> = stages.iter().copied().filter(|&k| Some(k) != logsumexp).collect();
+                given[0] = logsumexp.map(|k| self.stage_slot(k));
+                self.stages_sweep(&recomputed)?;
+            }
+            _ => factor = self.forward(&stages)?,
+        }
+        if self.is_backward() {
+            self.cotangents_of_stages()?;
+        }
+        let lse_stages: Vec<usize> =
+            self.stages_of(Reduce::Lse).into_iter().map(|k| self.stage_slot(k)).collect();
+        let keys = self.keys(&lse_stages)?;
+        if !keys.stored.is_empty() {
+            self.steps.push(Step::Store);
+        }
+        if self.is_backward() && self.wants.of_queries() {
+            let sweep = self.sweep(|this, g, lowered, is_window| this.gradients_of_queries(g, lowered, is_window))?;
+            self.steps.push(Step::Sweep(sweep));
+        }
+        let slots = logsumexp.map(|k| [Var::Stage(k), Var::Tangent(Primal::Stage(k))]);
+        let logsumexp = match slots {
+            Some(vars) => vars.map(|var| self.numbers.find(Number::Var(var))),
+            None => [None; 2],
+        };
+        let codes = || sweeps_of(&self.steps).flat_map(|sweep| sweep.codes.iter().flatten());
+        let stationary = std::array::from_fn(|v| codes().any(|code| code.stationary[v]));
+        let queries = QueryPass {
+            numbers: self.numbers,
+            steps: self.steps,
+            logsumexp,
+            given,
+            lse_stages,
+            factor,
+            stationary,
+        };
+        Ok(Passes { queries, keys, lowered: self.lowered })
+    }
+
+    fn stages_of(&self, reduce: Reduce) -> Vec<u8> {
+        let stages = self.lowered[0].stages.iter().enumerate();
+        stages.filter(|(_, stage)| stage.reduce == reduce).map(|(k, _)| k as u8).collect()
+    }
+
+    /// The functions whose values the operation is made of.
+    fn functions(&self, lowered: &Lowered) -> Vec<Expr> {
+        let both = |pushed: &Pushed| [pushed.value, pushed.tangent];
+        let mut functions = Vec::new();
+        if self.op != Op::Backward {
+            match lowered.algorithm {
+                Algorithm::OnePass { factor, .. } => functions.extend([factor, lowered.factor_tangent]),
+                _ => functions.extend(both(&lowered.weight)),
+            }
+        }
+        if self.is_backward() {
+            functions.extend(both(&lowered.weight));
+            functions.extend(both(&lowered.grad_score));
+            functions.extend(lowered.loads.iter().flat_map(|load| both(&load.gradient)));
+            functions.extend(cotangents(&lowered.grad_stages).iter().flat_map(both));
+        }
+        functions
+    }
+
+    fn uses(&self, var: Var) -> bool {
+        self.lowered.iter().any(|lowered| self.functions(lowered).iter().any(|&f| depends_on(&lowered.graph, f, var)))
+    }
+
+    /// The stages that something depends on: the logsumexps, which tell dead rows, and what the functions are of.
+    fn needed_stages(&self) -> Vec<u8> {
+        let stages = self.lowered[0].stages.iter().enumerate();
+        let is_needed = |k: u8, stage: &StageElement| {
+            stage.reduce == Reduce::Lse
+                || self.uses(Var::Stage(k))
+                || self.has_tangents() && self.uses(Var::Tangent(Primal::Stage(k)))
+        };
+        stages.filter(|(k, stage)| is_needed(*k as u8, stage)).map(|(k, _)| k as u8).collect()
+    }
+
+    fn stage_slot(&mut self, k: u8) -> usize {
+        let initial = self.lowered[0].stages[usize::from(k)].reduce.identity();
+        self.numbers.slot_from(Number::Var(Var::Stage(k)), initial)
+    }
+
+    fn stage_tangent_slot(&mut self, k: u8) -> usize {
+        self.numbers.slot(Number::Var(Var::Tangent(Primal::Stage(k))))
+    }
+
+    /// A sweep with stationary queries over both sources.
+    fn sweep(
+        &mut self,
+        wanted: impl Fn(&mut Self, &mut Graph, &Lowered, bool) -> Wanted,
+    ) -> Result<Sweep> {
+        let mut codes = [None, None];
+        for source in 0..self.lowered.len() {
+            let lowered = self.lowered[source].clone();
+            let mut graph = lowered.graph.clone();
+            let wanted = wanted(self, &mut graph, &lowered, source == 0);
+            let sources = |var: Var| self.numbers.find(number_of(var, &wanted)).map(Source::Lane);
+            let code = SweepCode::new(&self.context(Direction::Keys, source), &graph, &wanted, &sources, &self.numbers)?;
+            codes[source] = Some(code).filter(|code| !code.is_empty());
+        }
+        Ok(Sweep { codes })
+    }
+
+    fn context(&self, direction: Direction, source: usize) -> Context<'a> {
+        let t = self.tangents;
+        let keys = match source {
+            0 => [true, t.key, true, t.value],
+            _ => [true, t.additional_key, true, t.additional_value],
+        };
+        let queries = [true, t.query, true, t.grad_output];
+        let (stationary, streamed) = match direction {
+            Direction::Keys => (queries, keys),
+            Direction::Queries => (keys, queries),
+        };
+        Context {
+            direction,
+            heads: self.problem.heads(),
+            captures: self.problem.program().captures(),
+            stationary,
+            streamed,
+        }
+    }
+
+    /// Adds a stage's elements to what a sweep computes.
+    fn want_stage(&mut self, wanted: &mut Wanted, lowered: &Lowered, k: u8) {
+        let stage = lowered.stages[usize::from(k)];
+        let slot = self.stage_slot(k);
+        match stage.reduce {
+            Reduce::Lse => {
+                self.numbers.slot(Number::Peak(k));
+                self.numbers.slot(Number::Total(k));
+                wanted.columns.push((k, stage.element.value));
+            }
+            reduce => wanted.reduced.push((stage.element.value, Reduction { reduce, slot, is_scaled: false })),
+        }
+    }
+
+    fn finish(&mut self, stages: &[u8], exponential: Option<u8>, tangents: bool) {
+        let mut finishes = Vec::new();
+        for k in self.stages_of(Reduce::Lse).into_iter().filter(|k| stages.contains(k)) {
+            let is_exponential = exponential == Some(k);
+            finishes.push(Finish {
+                peak: self.numbers.slot(Number::Peak(k)),
+                total: self.numbers.slot(Number::Total(k)),
+                stage: self.stage_slot(k),
+                tangent: (is_exponential && tangents).then(|| self.stage_tangent_slot(k)),
+                inverse: is_exponential.then(|| self.numbers.slot(Number::Inverse)),
+            });
+        }
+        self.steps.push(Step::Finish(finishes));
+    }
+
+    /// Stages alone.
+    fn stages_sweep(&mut self, stages: &[u8]) -> Result<()> {
+        if stages.is_empty() {
+            return Ok(());
+        }
+        let sweep = self.sweep(|this, _, lowered, _| {
+            let mut wanted = Wanted::default();
+            for &k in stages {
+                this.want_stage(&mut wanted, lowered, k);
+            }
+            wanted
+        })?;
+        self.steps.push(Step::Sweep(sweep));
+        self.finish(stages, None, false);
+        Ok(())
+    }
+
+    /// The tangents of stages that are known.
+    fn stage_tangents_sweep(&mut self, stages: &[u8]) -> Result<()> {
+        let sweep = self.sweep(|this, g, lowered, _| {
+            let mut wanted = Wanted::default();
+            for &k in stages {
+                let StageElement { reduce, element, .. } = lowered.stages[usize::from(k)];
+                let stage = g.var(Var::Stage(k));
+                let share = match reduce {
+                    Reduce::Lse => {
+                        let below = g.sub(element.value, stage);
+                        let share = g.unary(Unary::Exp, below);
+                        g.mul(share, element.tangent)
+                    }
+                    Reduce::Max | Reduce::Min => {
+                        let (zero, is_extreme) = (g.float(0.0), g.compare(Compare::Eq, element.value, stage));
+                        g.select(is_extreme, element.tangent, zero)
+                    }
+                    _ => element.tangent,
+                };
+                let slot = this.stage_tangent_slot(k);
+                wanted.reduced.push((share, Reduction { reduce: Reduce::Sum, slot, is_scaled: false }));
+            }
+            wanted
+        })?;
+        self.steps.push(Step::Sweep(sweep));
+        Ok(())
+    }
+
+    /// Stages, output and logsumexp, and in forward mode their tangents. Returns the slots of the factor of the sums and
+    /// of its tangent.
+    fn forward(&mut self, stages: &[u8]) -> Result<[Option<usize>; 2]> {
+        let tangents = self.has_tangents();
+        let algorithm = self.lowered[0].algorithm;
+        let exponential = match algorithm {
+            Algorithm::OnePass { exponential, .. } => exponential,
+            _ => None,
+        };
+        // A sum's tangent can be summed beside it, and so can that of the logsumexp whose exponentials are there.
+        let is_simple = |k: &u8| {
+            self.lowered[0].stages[usize::from(*k)].reduce == Reduce::Sum || exponential == Some(*k)
+        };
+        let one_sweep = algorithm != Algorithm::TwoPass && (!tangents || stages.iter().all(is_simple));
+        let sums = self.is_backward() || self.wants.output;
+        if !one_sweep {
+            self.stages_sweep(stages)?;
+            if tangents && !stages.is_empty() {
+                self.stage_tangents_sweep(stages)?;
+            }
+            let sweep = self.sweep(|_, _, lowered, _| {
+                let mut wanted = Wanted::default();
+                if sums {
+                    wanted.products.push((lowered.weight.value, Vectors::B, Sums::B));
+                    if tangents {
+                        wanted.products.push((lowered.weight.tangent, Vectors::B, Sums::BTangent));
+                        wanted.products.push((lowered.weight.value, Vectors::BTangent, Sums::BTangent));
+                    }
+                }
+                wanted
+            })?;
+            self.steps.extend([Step::Sweep(sweep), Step::Output]);
+            return Ok([None; 2]);
+        }
+        let sweep = self.sweep(|this, g, lowered, _| this.one_pass(g, lowered, stages, sums))?;
+        self.steps.push(Step::Sweep(sweep));
+        self.finish(stages, exponential, tangents);
+        let factor = self.factor(exponential)?;
+        self.steps.push(Step::Output);
+        Ok(factor)
+    }
+
+    fn one_pass(&mut self, g: &mut Graph, lowered: &Lowered, stages: &[u8], sums: bool) -> Wanted {
+        let tangents = self.has_tangents();
+        let mut wanted = Wanted::default();
+        let Algorithm::OnePass { local, exponential, .. } = lowered.algorithm else { return wanted };
+        wanted.exponential = exponential;
+        for &k in stages {
+            self.want_stage(&mut wanted, lowered, k);
+        }
+        let x = g.var(Var::X);
+        // The exponentials are computed once, by the stage's column.
+        let mut replace = HashMap::new();
+        if let Some(k) = exponential {
+            let (element, shift) = (lowered.stages[usize::from(k)].element.value, g.var(Var::Shift));
+            let below = g.sub(element, shift);
+            replace.insert(g.unary(Unary::Exp, below), x);
+        }
+        let local = g.substitute(local, &replace);
+        let local_tangent = g.substitute(lowered.local_tangent, &replace);
+        if tangents {
+            for &k in stages {
+                let StageElement { reduce, element, .. } = lowered.stages[usize::from(k)];
+                let is_scaled = reduce == Reduce::Lse;
+                let tangent = if is_scaled { g.mul(x, element.tangent) } else { element.tangent };
+                let slot = self.stage_tangent_slot(k);
+                wanted.reduced.push((tangent, Reduction { reduce: Reduce::Sum, slot, is_scaled }));
+            }
+        }
+        if sums {
+            wanted.products.push((local, Vectors::B, Sums::B));
+            if tangents {
+                wanted.products.push((local_tangent, Vectors::B, Sums::BTangent));
+                wanted.products.push((local, Vectors::BTangent, Sums::BTangent));
+            }
+        }
+        wanted
+    }
+
+    /// The code of the sums' factor and its tangent.
+    fn factor(&mut self, exponential: Option<u8>) -> Result<[Option<usize>; 2]> {
+        let lowered = &self.lowered[0];
+        let Algorithm::OnePass { factor, .. } = lowered.algorithm else { return Ok([None; 2]) };
+        let mut g = lowered.graph.clone();
+        let inverse = g.var(Var::X);
+        let mut replace = HashMap::new();
+        if let Some(k) = exponential {
+            let (shift, stage) = (g.var(Var::Shift), g.var(Var::Stage(k)));
+            let below = g.sub(shift, stage);
+            replace.insert(g.unary(Unary::Exp, below), inverse);
+        }
+        let values = [factor, lowered.factor_tangent].map(|expr| g.substitute(expr, &replace));
+        let mut slots = [None; 2];
+        let mut outputs = Vec::new();
+        for (n, (expr, number)) in values.into_iter().zip([Number::Factor, Number::FactorTangent]).enumerate() {
+            let is_default = if n == 0 { g.is_one(expr) } else { g.is_zero(expr) };
+            if expr == inverse {
+                slots[n] = self.numbers.find(Number::Inverse);
+            } else if !is_default {
+                let slot = self.numbers.slot(number);
+                slots[n] = Some(slot);
+                outputs.push((expr, slot));
+            }
+        }
+        self.row_code(&g, &outputs, exponential)?;
+        Ok(slots)
+    }
+
+    /// Adds the step of some functions of the row's numbers. [`Var::X`] is one over the total.
+    fn row_code(&mut self, graph: &Graph, outputs: &[(Expr, usize)], exponential: Option<u8>) -> Result<()> {
+        if outputs.is_empty() {
+            return Ok(());
+        }
+        let sources = |var: Var| {
+            let number = match var {
+                Var::X => Number::Inverse,
+                Var::Shift => Number::Peak(exponential?),
+                var => Number::Var(var),
+            };
+            self.numbers.find(number).map(Source::Lane)
+        };
+        let exprs: Vec<Output> = outputs.iter().map(|&(expr, _)| Output::Tile(expr)).collect();
+        let code = self.context(Direction::Keys, 0).code(graph, &exprs, &sources)?;
+        self.steps.push(Step::Row(RowCode { code, outputs: outputs.iter().map(|&(_, slot)| slot).collect() }));
+        Ok(())
+    }
+
+    /// The cotangents of the stages, and their tangents.
+    fn cotangents_of_stages(&mut self) -> Result<()> {
+        let vars = |k: u8| [Var::GradStage(k), Var::Tangent(Primal::GradStage(k))];
+        let used: Vec<(u8, usize)> = (0..self.lowered[0].stages.len() as u8)
+            .flat_map(|k| [(k, 0), (k, 1)])
+            .filter(|&(k, n)| self.uses(vars(k)[n]))
+            .collect();
+        if used.is_empty() {
+            return Ok(());
+        }
+        let of = |list: &[Pushed], (k, n): (u8, usize)| {
+            let pushed = list[usize::from(k)];
+            if n == 0 { pushed.value } else { pushed.tangent }
+        };
+        match &self.lowered[0].grad_stages {
+            GradStages::OfRow(list) => {
+                let list = list.clone();
+                let graph = self.lowered[0].graph.clone();
+                let deltas = [Var::Delta, Var::Tangent(Primal::Delta)].map(|delta| {
+                    let is_used = used.iter().any(|&which| depends_on(&graph, of(&list, which), delta));
+                    is_used.then(|| self.numbers.slot(Number::Var(delta)))
+                });
+                if deltas.iter().any(Option::is_some) {
+                    self.steps.push(Step::Delta(deltas));
+                }
+                let outputs: Vec<(Expr, usize)> = used
+                    .iter()
+                    .map(|&(k, n)| (of(&list, (k, n)), self.numbers.slot(Number::Var(vars(k)[n]))))
+                    .collect();
+                self.row_code(&graph, &outputs, None)
+            }
+            _ => {
+                let slots: Vec<usize> =
+                    used.iter().map(|&(k, n)| self.numbers.slot(Number::Var(vars(k)[n]))).collect();
+                let sweep = self.sweep(|_, _, lowered, _| {
+                    let mut wanted = Wanted::default();
+                    let list = cotangents(&lowered.grad_stages);
+                    let reduction = |slot| Reduction { reduce: Reduce::Sum, slot, is_scaled: false };
+                    wanted.reduced =
+                        used.iter().zip(&slots).map(|(&which, &slot)| (of(list, which), reduction(slot))).collect();
+                    wanted
+                })?;
+                self.steps.push(Step::Sweep(sweep));
+                let Some(k) = self.lowered[0].logsumexp else { return Ok(()) };
+                let direct = [Var::GradLogsumexp, Var::Tangent(Primal::GradLogsumexp)].into_iter().zip(vars(k));
+                let slot = |var| self.numbers.find(Number::Var(var));
+                let sums: Vec<(usize, usize)> =
+                    direct.filter_map(|(from, to)| slot(from).zip(slot(to))).collect();
+                if !sums.is_empty() {
+                    self.steps.push(Step::Add(sums));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A gradient's factors of streamed vectors: of the vectors themselves, and of their tangents.
+    fn terms(&self, pushed: Pushed, vectors: [Vectors; 2], sums: Sums) -> Vec<(Expr, Vectors, Sums)> {
+        match self.op {
+            Op::BackwardJvp => vec![(pushed.tangent, vectors[0], sums), (pushed.value, vectors[1], sums)],
+            _ => vec![(pushed.value, vectors[0], sums)],
+        }
+    }
+
+    /// A gradient, or its tangent where that is the result.
+    fn result(&self, pushed: Pushed) -> Expr {
+        if self.op == Op::BackwardJvp { pushed.tangent } else { pushed.value }
+    }
+
+    fn gradients_of_queries(&mut self, _: &mut Graph, lowered: &Lowered, is_window: bool) -> Wanted {
+        let mut wanted = Wanted::default();
+        if self.wants.query {
+            wanted.products = self.terms(lowered.grad_score, [Vectors::A, Vectors::ATangent], Sums::A);
+        }
+        if self.wants.rpb && is_window {
+            wanted.bias = Some(self.result(lowered.grad_score));
+        }
+        let table = |capture: u8| self.wants.captures.iter().position(|&n| n == capture);
+        wanted.scatters = lowered
+            .loads
+            .iter()
+            .filter_map(|load| {
+                Some(Scatter {
+                    capture: load.capture,
+                    table: table(load.capture)?,
+                    index: load.index.clone(),
+                    gradient: self.result(load.gradient),
+                })
+            })
+            .filter(|scatter| !lowered.graph.is_zero(scatter.gradient))
+            .collect();
+        wanted
+    }
+
+    fn keys(&mut self, lse_stages: &[usize]) -> Result<KeyPass> {
+        let none = KeyPass { sweep: Sweep { codes: [None, None] }, stored: Vec::new(), lse_stages: Vec::new() };
+        if !self.is_backward() || !self.wants.of_keys() && !self.wants.of_additional() {
+            return Ok(none);
+        }
+        let wanted: Vec<Wanted> = self
+            .lowered
+            .iter()
+            .enumerate()
+            .map(|(source, lowered)| {
+                let (key, value) = match source {
+                    0 => (self.wants.key, self.wants.value),
+                    _ => (self.wants.additional_key, self.wants.additional_value),
+                };
+                let mut wanted = Wanted::default();
+                if key {
+                    wanted.products.extend(self.terms(lowered.grad_score, [Vectors::A, Vectors::ATangent], Sums::A));
+                }
+                if value {
+                    wanted.products.extend(self.terms(lowered.weight, [Vectors::B, Vectors::BTangent], Sums::B));
+                }
+                wanted
+            })
+            .collect();
+        let is_read = |var: Var| {
+            self.lowered.iter().zip(&wanted).any(|(lowered, wanted)| {
+                wanted.products.iter().any(|&(expr, ..)| depends_on(&lowered.graph, expr, var))
+            })
+        };
+        let mut stored: Vec<usize> = self.numbers.variables().filter(|&(_, var)| is_read(var)).map(|(slot, _)| slot).collect();
+        stored.extend(lse_stages.iter().copied().filter(|slot| !stored.contains(slot)).collect::<Vec<_>>());
+        let place = |slot: usize| stored.iter().position(|&known| known == slot);
+        let mut codes = [None, None];
+        for (source, (lowered, wanted)) in self.lowered.iter().zip(&wanted).enumerate() {
+            let sources = |var: Var| self.numbers.find(Number::Var(var)).and_then(place).map(Source::Row);
+            let context = self.context(Direction::Queries, source);
+            let code = SweepCode::new(&context, &lowered.graph, wanted, &sources, &self.numbers)?;
+            codes[source] = Some(code).filter(|_| !wanted.products.is_empty());
+        }
+        let lse_stages = lse_stages.iter().filter_map(|&slot| place(slot)).collect();
+        Ok(KeyPass { sweep: Sweep { codes }, stored, lse_stages })
+    }
+}
+
+/// The cotangents of stages, however they are found.
+fn cotangents(grad_stages: &GradStages) -> &[Pushed] {
+    match grad_stages {
+        GradStages::OfRow(list) | GradStages::OfPairs(list) => list,
+        _ => &[],
+    }
+}
+
+/// Which number a variable is; the shift is the peak of the exponential stage.
+fn number_of(var: Var, wanted: &Wanted) -> Number {
+    match (var, wanted.exponential) {
+        (Var::Shift, Some(k)) => Number::Peak(k),
+        (var, _) => Number::Var(var),
+    }
+}
+
+fn depends_on(graph: &Graph, expr: Expr, var: Var) -> bool {
+    natten_core::program::derive::depends_on(graph, expr, var)
+}
+
+/// Leaves out the cotangent of a logsumexp that is not given, and then cotangents of stages that are zero.
+fn drop_zeros(lowered: &mut Lowered, has_cotangent: bool) {
+    let g = &mut lowered.graph;
+    let zero = g.float(0.0);
+    let mut absent = HashMap::new();
+    if !has_cotangent {
+        for var in [Var::GradLogsumexp, Var::Tangent(Primal::GradLogsumexp)] {
+            absent.insert(g.var(var), zero);
+        }
+    }
+    let replace = |g: &mut Graph, pushed: &mut Pushed, by: &HashMap<Expr, Expr>| {
+        pushed.value = g.substitute(pushed.value, by);
+        pushed.tangent = g.substitute(pushed.tangent, by);
+    };
+    let is_complete = matches!(lowered.grad_stages, GradStages::OfRow(_));
+    let (GradStages::OfRow(list) | GradStages::OfPairs(list)) = &mut lowered.grad_stages else { return };
+    let mut zeros = HashMap::new();
+    for (k, pushed) in list.iter_mut().enumerate() {
+        replace(g, pushed, &absent);
+        let k = k as u8;
+        if !is_complete && has_cotangent && lowered.logsumexp == Some(k) {
+            continue;
+        }
+        for (expr, var) in
+            [(pushed.value, Var::GradStage(k)), (pushed.tangent, Var::Tangent(Primal::GradStage(k)))]
+        {
+            if g.is_zero(expr) {
+                zeros.insert(g.var(var), zero);
+            }
+        }
+    }
+    replace(g, &mut lowered.grad_score, &zeros);
+    for load in &mut lowered.loads {
+        replace(g, &mut load.gradient, &zeros);
+    }
+}
