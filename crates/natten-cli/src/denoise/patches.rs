@@ -54,7 +54,7 @@ impl PatchShape {
             .flat_map(|row| columns.windows(self.side()).map(|seen| self.mean(seen.iter().map(|&x| row[x]))))
             .collect();
         rows.windows(self.side())
-            .flat_map(|seen| (0..width).map(|x| (seen, x)))
+            .flat_map(|seen| (0..width).map(move |x| (seen, x)))
             .map(|(seen, x)| self.mean(seen.iter().map(|&y| along[y * width + x])))
             .collect()
     }
