@@ -1,36 +1,63 @@
-//! Denoises a picture by neighborhood attention, strip by strip, so that memory does not grow with the picture.
+//! Denoises pictures by neighborhood attention, strip by strip, so that memory does not grow with the picture.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use indicatif::ProgressBar;
 use natten::geometry::{AxisParams, Neighborhood};
+use natten::program::{Capture, Program};
 use natten::{
     Bindings, DType, Device, Error, HostTensor, OpRequest, Plan, PlanOptions, Problem, Result, Role, Tensor,
-    block_on,
+    Workspace, block_on,
 };
 
-use super::patches::{Patches, SCALE};
+use super::patches::Patches;
 use super::picture::Picture;
+use super::strips::{Strip, Strips};
 
-/// Bytes of queries and keys that a strip may have, where it can be made small enough.
-const STRIP_BYTES: usize = 1 << 30;
+/// Bytes of patches that a strip may have, where it can be made small enough.
+const STRIP_BYTES: usize = 1 << 29;
 
-/// How many times the rows that two strips share a strip is high: more strips show progress, and computing the shared
-/// rows twice costs time.
-const STRIP_HEIGHT: usize = 10;
+/// The logit of a pair of pixels, of which `score` is the dot product of their patches: minus the squared distance of
+/// the patches, less what noise makes of it where they show the same thing.
+const SCORE: &str = "-max(nq[q] + nk[k] - 2*score - 2*s2, 0)/h2";
 
-/// The attention that denoises a picture.
+/// The program's captured tensors, in the order that it is given them.
+const NORM_OF_QUERY: Role = Role::Capture(0);
+const NORM_OF_KEY: Role = Role::Capture(1);
+pub(super) const S2: Role = Role::Capture(2);
+pub(super) const H2: Role = Role::Capture(3);
+
+/// How the distance of two patches becomes a weight. Both numbers are on the 0-255 scale.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Weighing {
+    /// How unlike patches may be and still count.
+    pub(super) h: f64,
+    /// The standard deviation of the noise whose part in distances is taken off.
+    pub(super) s: f64,
+}
+
+/// The attention that denoises pictures of one size.
 #[derive(Debug)]
 pub(super) struct Denoiser {
     device: Device,
+    problem: Problem,
     plan: Arc<dyn Plan>,
     strips: Strips,
-    problem: Problem,
+}
+
+/// A strip of a picture on the device.
+#[derive(Debug)]
+pub(super) struct Uploaded {
+    strip: Strip,
+    patches: Tensor,
+    norms: Tensor,
+    levels: Tensor,
 }
 
 impl Denoiser {
-    /// Plans the work. The window is clamped to the picture.
+    /// Plans the work. The window is clamped to the picture; a patch has `patch_len` numbers.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a window of zero; as [`Device::plan`].
@@ -38,18 +65,18 @@ impl Denoiser {
         device: Device,
         picture: &Picture,
         kernel_size: usize,
-        head_dim: usize,
+        patch_len: usize,
     ) -> Result<Self> {
-        let row_bytes = picture.width.saturating_mul(head_dim).saturating_mul(2 * size_of::<f32>());
-        Self::with_strips(device, picture, kernel_size, head_dim, STRIP_BYTES / row_bytes.max(1))
+        let row_bytes = picture.width.saturating_mul(patch_len).saturating_mul(size_of::<f32>());
+        Self::with_strips(device, picture, kernel_size, patch_len, STRIP_BYTES / row_bytes.max(1))
     }
 
     /// As [`new`](Self::new), with at most so many rows in a strip, where so few will do.
-    fn with_strips(
+    pub(super) fn with_strips(
         device: Device,
         picture: &Picture,
         kernel_size: usize,
-        head_dim: usize,
+        patch_len: usize,
         most_rows: usize,
     ) -> Result<Self> {
         let fit = |height| {
@@ -57,15 +84,23 @@ impl Denoiser {
             Neighborhood::fit(&axes, false)
         };
         let strips = Strips::new(picture.height, fit(picture.height)?.kernel_size()[0], most_rows);
+        let norms = |name| Capture::new(name, &[strips.rows * picture.width], DType::F32).constant();
+        let program = Program::builder(2)
+            .capture(norms("nq"))
+            .capture(norms("nk"))
+            .capture(Capture::new("s2", &[], DType::F32))
+            .capture(Capture::new("h2", &[], DType::F32))
+            .score(SCORE)
+            .build()?;
         let problem = Problem::builder(fit(strips.rows)?, DType::F32)
-            .head_dim(head_dim)
+            .head_dim(patch_len)
             .head_dim_v(picture.channels)
-            .relative_positional_bias(true)
-            .scale(Some(SCALE))
+            .scale(Some(1.0))
+            .program(program)
             .build()?;
         let request = OpRequest::forward(&problem).wanting([Role::Output]);
         let plan = device.plan(&problem, &request, &PlanOptions::default())?;
-        Ok(Self { device, plan, strips, problem })
+        Ok(Self { device, problem, plan, strips })
     }
 
     /// Keys in a window: rows and columns.
@@ -73,112 +108,163 @@ impl Denoiser {
         self.problem.neighborhood().kernel_size()
     }
 
-    /// How many steps [`run`](Self::run) takes.
-    pub(super) const fn steps(&self) -> usize {
+    /// How many strips a picture has.
+    pub(super) const fn strip_count(&self) -> usize {
         self.strips.count
     }
 
-    /// The denoised levels of the picture whose patches these are. `self_score` is the score that a pixel gets for itself
-    /// beside what its patch says.
-    ///
-    /// # Errors
-    /// As [`Plan::run`].
-    pub(super) fn run(
+    /// A picture's strips, each made when it is asked for. `patches` are the picture's.
+    pub(super) fn upload(
         &self,
         picture: &Picture,
         patches: &Patches,
-        self_score: f64,
+    ) -> impl Iterator<Item = Result<Uploaded>> {
+        let row_len = picture.width * picture.channels;
+        self.strips.iter().map(move |strip| {
+            let Range { start, end } = strip.rows;
+            let (numbers, norms) = patches.tokens(start..end);
+            Ok(Uploaded {
+                strip,
+                patches: self.tensor(Role::Query, numbers)?,
+                norms: self.tensor(NORM_OF_QUERY, norms)?,
+                levels: self.tensor(Role::Value, picture.levels[start * row_len..end * row_len].to_vec())?,
+            })
+        })
+    }
+
+    /// The captured scalars.
+    ///
+    /// # Errors
+    /// As [`natten::Backend::upload`].
+    pub(super) fn scalars(&self, weighing: Weighing) -> Result<[Tensor; 2]> {
+        let square = |role, number: f64| self.tensor(role, vec![(number * number) as f32]);
+        Ok([square(S2, weighing.s)?, square(H2, weighing.h)?])
+    }
+
+    /// A tensor of this problem, uploaded.
+    ///
+    /// # Errors
+    /// As [`natten::Backend::upload`].
+    pub(super) fn tensor(&self, role: Role, numbers: Vec<f32>) -> Result<Tensor> {
+        let host = HostTensor::new(&self.problem.shape(role), numbers)?;
+        self.device.backend().upload(&**self.device.queue(), host)
+    }
+
+    /// Which numbers of a strip's output are the picture's: those of rows that have their whole windows in it.
+    pub(super) fn kept(&self, strip: &Uploaded) -> Range<usize> {
+        let row_len = self.problem.shape(Role::Output)[2..].iter().product::<usize>();
+        let rows = &strip.strip.kept;
+        rows.start * row_len..rows.end * row_len
+    }
+
+    /// The denoised levels of a picture, from its strips.
+    ///
+    /// # Errors
+    /// As [`Plan::run`].
+    pub(super) fn run<S: std::borrow::Borrow<Uploaded>>(
+        &self,
+        strips: impl IntoIterator<Item = Result<S>>,
+        weighing: Weighing,
         progress: &ProgressBar,
     ) -> Result<Vec<f32>> {
-        let (backend, queue) = (self.device.backend(), &**self.device.queue());
-        let upload = |role: Role, numbers: Vec<f32>| {
-            backend.upload(queue, HostTensor::new(&self.problem.shape(role), numbers)?)
-        };
-        let bias = upload(Role::Rpb, self.bias(self_score))?;
-        let mut outputs: Vec<Tensor> = Vec::new();
-        for spec in self.plan.tensors().iter().filter(|spec| spec.is_output) {
-            outputs.push(backend.empty(spec)?);
-        }
-        let mut workspace = self.plan.new_workspace()?;
-
-        let row_len = picture.width * picture.channels;
-        let mut denoised = Vec::with_capacity(picture.levels.len());
-        for strip in self.strips.iter() {
-            let (queries, keys) = patches.tokens(strip.rows.clone());
-            let levels = &picture.levels[strip.rows.start * row_len..strip.rows.end * row_len];
-            let inputs = [
-                &upload(Role::Query, queries)?,
-                &upload(Role::Key, keys)?,
-                &upload(Role::Value, levels.to_vec())?,
-                &bias,
-            ];
-            let bindings = Bindings { inputs: &inputs, outputs: &mut outputs };
-            self.plan.run(queue, bindings, &mut workspace)?;
-            let output = block_on(backend.download(queue, &outputs[0]))?;
-            let output = output.as_slice::<f32>().ok_or_else(|| Error::Device {
-                backend: self.device.info().backend.into(),
-                message: "it gave another dtype than f32".to_owned(),
-            })?;
-            denoised.extend_from_slice(&output[strip.kept.start * row_len..strip.kept.end * row_len]);
+        let mut pass = Pass::new(self, self.plan.clone())?;
+        let scalars = self.scalars(weighing)?;
+        let mut denoised = Vec::new();
+        for strip in strips {
+            let strip = strip?;
+            let strip = strip.borrow();
+            pass.run(&strip.inputs(&scalars))?;
+            denoised.extend_from_slice(&pass.download(Role::Output)?[self.kept(strip)]);
             progress.inc(1);
         }
         Ok(denoised)
     }
 
-    /// A bias table of zeros, but for the offset of a pixel to itself.
-    fn bias(&self, self_score: f64) -> Vec<f32> {
-        // One entry an offset, from -(kernel_size - 1) to kernel_size - 1 on each axis: zero offset is in the middle.
-        let mut bias = vec![0.0; self.problem.shape(Role::Rpb).iter().product()];
-        let middle = bias.len() / 2;
-        bias[middle] = self_score as f32;
-        bias
+    /// Prepares an operation on this attention.
+    ///
+    /// # Errors
+    /// As [`Device::plan`].
+    pub(super) fn plan(&self, request: impl Fn(&Problem) -> OpRequest) -> Result<Arc<dyn Plan>> {
+        self.device.plan(&self.problem, &request(&self.problem), &PlanOptions::default())
     }
 }
 
-/// A picture's rows, cut into strips of one height that overlap by what their windows reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Strips {
-    height: usize,
-    /// Rows of each strip.
-    rows: usize,
-    count: usize,
-    /// Rows at an inner edge of a strip whose windows would reach beyond it.
-    margin: usize,
+impl Uploaded {
+    /// The inputs of the forward pass. A pixel's patch is both its query and its key.
+    pub(super) fn inputs<'a>(&'a self, [s2, h2]: &'a [Tensor; 2]) -> BTreeMap<Role, &'a Tensor> {
+        BTreeMap::from([
+            (Role::Query, &self.patches),
+            (Role::Key, &self.patches),
+            (Role::Value, &self.levels),
+            (NORM_OF_QUERY, &self.norms),
+            (NORM_OF_KEY, &self.norms),
+            (S2, s2),
+            (H2, h2),
+        ])
+    }
 }
 
-/// A strip: the rows that it is computed from, and which of them have their whole windows in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Strip {
-    rows: Range<usize>,
-    kept: Range<usize>,
+/// An operation, with memory to run it in again and again.
+#[derive(Debug)]
+pub(super) struct Pass<'a> {
+    device: &'a Device,
+    plan: Arc<dyn Plan>,
+    outputs: Vec<Tensor>,
+    workspace: Workspace,
 }
 
-impl Strips {
-    /// Cuts `height` rows, which windows of `window` rows go over, into strips of about `most` rows.
-    fn new(height: usize, window: usize, most: usize) -> Self {
-        // A window at the picture's edge is moved inside, so it is as high as any other.
-        let margin = window / 2;
-        let shared = 2 * margin;
-        // At least one row must be left that a strip does not share.
-        let rows = most.min(STRIP_HEIGHT * shared).max(64.min(most)).max(shared + 1).max(window);
-        let count = match height.checked_sub(rows) {
-            Some(rest) => 1 + rest.div_ceil(rows - shared),
-            None => 1,
-        };
-        // As many strips, as low as they can be.
-        let rows = (height + shared * (count - 1)).div_ceil(count).max(window);
-        Self { height, rows: rows.min(height), count, margin }
+impl<'a> Pass<'a> {
+    /// Allocates everything.
+    ///
+    /// # Errors
+    /// As [`Plan::new_workspace`] and [`natten::Backend::empty`].
+    pub(super) fn new(denoiser: &'a Denoiser, plan: Arc<dyn Plan>) -> Result<Self> {
+        let device = &denoiser.device;
+        let outputs = plan.tensors().iter().filter(|spec| spec.is_output);
+        let outputs = outputs.map(|spec| device.backend().empty(spec)).collect::<Result<_>>()?;
+        Ok(Self { device, outputs, workspace: plan.new_workspace()?, plan })
     }
 
-    fn iter(self) -> impl Iterator<Item = Strip> {
-        let mut done = 0usize;
-        (0..self.count).map(move |_| {
-            let start = done.saturating_sub(self.margin).min(self.height - self.rows);
-            let rows = start..start + self.rows;
-            let end = if rows.end == self.height { self.height } else { rows.end - self.margin };
-            let kept = done - start..end - start;
-            done = end;
-            Strip { rows, kept }
+    /// Runs with these inputs, of which there may be more than the operation takes.
+    ///
+    /// # Errors
+    /// As [`Plan::run`].
+    pub(super) fn run(&mut self, inputs: &BTreeMap<Role, &Tensor>) -> Result<()> {
+        let specs = self.plan.tensors().iter().filter(|spec| !spec.is_output);
+        let inputs: Vec<&Tensor> = specs.filter_map(|spec| inputs.get(&spec.role).copied()).collect();
+        let bindings = Bindings { inputs: &inputs, outputs: &mut self.outputs };
+        self.plan.run(&**self.device.queue(), bindings, &mut self.workspace).map(|_| ())
+    }
+
+    /// A result of the last run.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where it was not asked for.
+    pub(super) fn result(&self, role: Role) -> Result<&Tensor> {
+        let mut specs = self.plan.tensors().iter().filter(|spec| spec.is_output).zip(&self.outputs);
+        specs.find(|(spec, _)| spec.role == role).map(|(_, tensor)| tensor).ok_or_else(|| {
+            Error::invalid("role", role, "it was not asked for", "add it to the request's wants")
+        })
+    }
+
+    /// The gradient of a captured scalar.
+    ///
+    /// # Errors
+    /// As [`download`](Self::download).
+    pub(super) fn gradient(&self, scalar: Role) -> Result<f64> {
+        let gradient = self.download(scalar.gradient().unwrap_or(scalar))?;
+        Ok(gradient.first().copied().unwrap_or(f32::NAN).into())
+    }
+
+    /// The numbers of a result of the last run.
+    ///
+    /// # Errors
+    /// As [`result`](Self::result) and [`natten::Backend::download`].
+    pub(super) fn download(&self, role: Role) -> Result<Vec<f32>> {
+        let host = block_on(self.device.backend().download(&**self.device.queue(), self.result(role)?))?;
+        host.as_slice::<f32>().map(<[f32]>::to_vec).ok_or_else(|| Error::Device {
+            backend: self.device.info().backend.into(),
+            message: "it gave another dtype than f32".to_owned(),
         })
     }
 }
@@ -189,66 +275,34 @@ mod tests {
     use super::*;
     use natten::Registry;
 
-    #[test]
-    fn strips_keep_every_row_once_with_its_whole_window() {
-        for height in (1..70).chain([511, 512, 1000]) {
-            for window in [1, 2, 3, 8, 21] {
-                let window = window.min(height);
-                for most in [0, 5, 30, 100, 10_000] {
-                    let strips = Strips::new(height, window, most);
-                    let mut next = 0;
-                    for Strip { rows, kept } in strips.iter() {
-                        assert_eq!((rows.len(), rows.start + kept.start), (strips.rows, next));
-                        assert!(rows.end <= height && kept.end <= rows.len() && !kept.is_empty());
-                        for row in kept.clone() {
-                            let start = |row: usize, length: usize| {
-                                row.saturating_sub(window / 2).min(length - window)
-                            };
-                            let inside = rows.start + start(row, strips.rows);
-                            assert_eq!(inside, start(rows.start + row, height), "{strips:?} {row}");
-                        }
-                        next = rows.start + kept.end;
-                    }
-                    assert_eq!(next, height, "{strips:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn strips_are_high_enough_to_pay() {
-        assert_eq!(Strips::new(512, 21, 900), Strips { height: 512, rows: 184, count: 3, margin: 10 });
-        assert_eq!(Strips::new(3000, 21, 900).rows, 196);
-        assert_eq!(Strips::new(50, 21, 900).count, 1);
-    }
-
     fn picture(width: usize, height: usize) -> Picture {
         let levels = (0..width * height * 3).map(|i| (i * 71 % 256) as f32).collect();
         Picture { width, height, channels: 3, levels, alpha: None, is_deep: false, profile: None }
     }
 
-    fn denoise(picture: &Picture, shape: &PatchShape, h: f64, self_score: f64, most_rows: usize) -> Vec<f32> {
+    fn denoise(picture: &Picture, shape: &PatchShape, weighing: Weighing, most_rows: usize) -> Vec<f32> {
         let device = Registry::probe().device("reference").unwrap();
-        let head_dim = shape.head_dim(picture.channels);
-        let denoiser = Denoiser::with_strips(device, picture, 5, head_dim, most_rows).unwrap();
-        assert_eq!(denoiser.steps() > 1, most_rows < picture.height);
-        let patches = Patches::new(picture, shape, h);
-        denoiser.run(picture, &patches, self_score, &ProgressBar::hidden()).unwrap()
+        let len = shape.len(picture.channels);
+        let denoiser = Denoiser::with_strips(device, picture, 5, len, most_rows).unwrap();
+        assert_eq!(denoiser.strip_count() > 1, most_rows < picture.height);
+        let patches = Patches::new(picture, shape, 1e-3);
+        denoiser.run(denoiser.upload(picture, &patches), weighing, &ProgressBar::hidden()).unwrap()
     }
 
     #[test]
     fn strips_give_what_the_whole_picture_gives() {
         let (picture, shape) = (picture(7, 40), PatchShape::new(3));
-        let whole = denoise(&picture, &shape, 40.0, -1.0, 40);
-        assert_eq!(denoise(&picture, &shape, 40.0, -1.0, 12), whole);
-        assert_eq!(denoise(&picture, &shape, 40.0, -1.0, 30), whole);
+        let weighing = Weighing { h: 40.0, s: 20.0 };
+        let whole = denoise(&picture, &shape, weighing, 40);
+        assert_eq!(denoise(&picture, &shape, weighing, 12), whole);
+        assert_eq!(denoise(&picture, &shape, weighing, 30), whole);
     }
 
     /// Non-local means of single pixels, which needs no patches, written as it is defined.
     #[test]
     fn attention_is_non_local_means() {
-        let (picture, h, self_score) = (picture(6, 9), 90.0, -0.7);
-        let found = denoise(&picture, &PatchShape::new(1), h, self_score, 9);
+        let (picture, h, s) = (picture(6, 9), 60.0, 50.0);
+        let found = denoise(&picture, &PatchShape::new(1), Weighing { h, s }, 9);
         let pixel =
             |at: usize| -> [f64; 3] { std::array::from_fn(|c| f64::from(picture.levels[3 * at + c])) };
         for (at, found) in found.chunks_exact(3).enumerate() {
@@ -257,8 +311,7 @@ mod tests {
             let (mut sum, mut weights) = ([0.0; 3], 0.0);
             for other in (top..top + 5).flat_map(|y| (left..left + 5).map(move |x| y * 6 + x)) {
                 let squares = pixel(at).iter().zip(pixel(other)).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
-                let itself = if other == at { self_score } else { 0.0 };
-                let weight = (itself - squares / 3.0 / (h * h)).exp();
+                let weight = (-(squares / 3.0 - 2.0 * s * s).max(0.0) / (h * h)).exp();
                 weights += weight;
                 sum.iter_mut().zip(pixel(other)).for_each(|(sum, level)| *sum += weight * level);
             }

@@ -1,14 +1,17 @@
 //! `natten denoise`: takes the noise out of a picture by non-local means, which is neighborhood attention. Queries and
 //! keys are the patches around the pixels, values are the pixels: each pixel becomes the mean of those in its window
-//! whose surroundings look like its own.
+//! whose surroundings look like its own. How alike they look is a program over the dot product of the patches, with
+//! scalars that can be learnt.
 
 mod attention;
 mod files;
+mod learn;
 mod noise;
 mod patches;
 mod picture;
 mod sigma;
 mod strength;
+mod strips;
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -17,7 +20,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use natten::{Device, Error, Registry, Result};
 
-use self::attention::Denoiser;
+use self::attention::{Denoiser, Weighing};
+use self::learn::{Lesson, Step};
 use self::patches::{PatchShape, Patches};
 use self::picture::Picture;
 use crate::{console, output};
@@ -62,6 +66,11 @@ pub(crate) struct DenoiseArgs {
     #[arg(long, allow_negative_numbers = true)]
     add_noise: Option<f64>,
 
+    /// Learn h and the part of noise in distances by gradient descent on the error against the clean picture, which
+    /// --clean or --add-noise must give, and print the way. Begins at --sigma and --strength.
+    #[arg(long)]
+    fit: bool,
+
     /// What the added noise is drawn from: the same seed gives the same noise.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true, requires = "add_noise")]
     seed: u64,
@@ -98,9 +107,12 @@ pub(crate) fn run(args: &DenoiseArgs, registry: &Registry) -> Result<()> {
     if let Some(sigma) = args.add_noise {
         let _ = write!(report, ", noise of sigma {sigma} added (seed {})", args.seed);
     }
-    let settings = Settings::choose(args, &device, &noisy)?;
+    let settings = Settings::choose(args, &device, &noisy, clean.as_ref())?;
     let source = if args.sigma.is_some() { "given" } else { "estimated" };
     let _ = write!(report, "\nnoise    sigma {:.2}, {source}", settings.sigma);
+    if !settings.way.is_empty() {
+        let _ = write!(report, "\n\n{}\n", learn::table(&settings.way));
+    }
     let (denoised, took) = denoise(&device, &noisy, &settings, &mut report)?;
     if let (Some(before), Some(clean)) = (before, &clean) {
         let after = picture::psnr(clean, &denoised)?;
@@ -147,6 +159,14 @@ fn check(args: &DenoiseArgs) -> Result<()> {
             "5 to 9 serve most pictures",
         ));
     }
+    if args.fit && args.clean.is_none() && args.add_noise.is_none() {
+        return Err(Error::invalid(
+            "fit",
+            "given",
+            "only the clean picture tells what to fit to",
+            "name it with --clean, or add noise to a clean input with --add-noise",
+        ));
+    }
     if args.side_by_side.as_ref() == Some(&args.output) {
         return Err(Error::invalid(
             "side-by-side",
@@ -169,25 +189,56 @@ struct Settings {
     patch: usize,
     shape: PatchShape,
     sigma: f64,
-    strength: f64,
+    weighing: Weighing,
+    /// How the weighing was learnt, where it was.
+    way: Vec<Step>,
 }
 
 impl Settings {
     /// What the command line says, and the rest from the picture.
-    fn choose(args: &DenoiseArgs, device: &Device, noisy: &Picture) -> Result<Self> {
+    fn choose(args: &DenoiseArgs, device: &Device, noisy: &Picture, clean: Option<&Picture>) -> Result<Self> {
         let &DenoiseArgs { kernel_size, patch, .. } = args;
         let shape = PatchShape::new(patch);
         let spinner = console::spinner("estimating the noise");
         let sigma = args.sigma.map_or_else(|| sigma::estimate(noisy), Ok)?;
         spinner.set_message("choosing the strength");
+        let to_fit = clean.filter(|_| args.fit);
         let strength = match args.strength {
             Some(strength) => strength,
             // There is nothing to do, and h will say so.
             None if sigma < LEAST_H => 1.0,
+            None if to_fit.is_some() => strength::first(noisy, &shape, sigma),
             None => strength::choose(device, noisy, &shape, kernel_size, sigma)?,
         };
         spinner.finish_and_clear();
-        Ok(Self { kernel_size, patch, shape, sigma, strength })
+        let mut settings =
+            Self { kernel_size, patch, shape, sigma, weighing: strength::weighing(sigma, strength), way: Vec::new() };
+        if let Some(clean) = to_fit {
+            settings.fit(device, noisy, clean)?;
+        }
+        Ok(settings)
+    }
+
+    /// Learns the weighing, beginning at what it is.
+    fn fit(&mut self, device: &Device, noisy: &Picture, clean: &Picture) -> Result<()> {
+        if self.weighing.h < LEAST_H {
+            return Err(Error::invalid(
+                "fit",
+                format!("from h = {:.3}", self.weighing.h),
+                format!("what it begins from must be at least {LEAST_H}, or no pixel changes"),
+                "give --sigma and --strength to begin from, or denoise without --fit",
+            ));
+        }
+        let lesson = Lesson::new(device, noisy, clean, &self.shape, self.kernel_size, self.sigma)?;
+        let progress = console::progress_bar(lesson.work() as u64, "fitting");
+        progress.tick();
+        let way = lesson.learn(self.weighing, &progress);
+        progress.finish_and_clear();
+        self.way = way?;
+        if let Some(last) = self.way.last() {
+            self.weighing = last.weighing;
+        }
+        Ok(())
     }
 }
 
@@ -198,29 +249,28 @@ fn denoise(
     settings: &Settings,
     report: &mut String,
 ) -> Result<(Picture, Duration)> {
-    let Settings { sigma, strength, .. } = *settings;
-    let h = sigma * strength;
-    let head_dim = settings.shape.head_dim(noisy.channels);
-    let denoiser = Denoiser::new(device.clone(), noisy, settings.kernel_size, head_dim)?;
+    let Settings { sigma, weighing, .. } = *settings;
+    let Weighing { h, s } = weighing;
+    let patch_len = settings.shape.len(noisy.channels);
+    let denoiser = Denoiser::new(device.clone(), noisy, settings.kernel_size, patch_len)?;
     if h < LEAST_H {
-        let _ = write!(
-            report,
-            "\nwindow   none: with h {h:.3} = {strength:.3} * sigma the picture stays as it is"
-        );
+        let _ = write!(report, "\nwindow   none: with h {h:.3} the picture stays as it is");
         return Ok((noisy.clone(), Duration::ZERO));
     }
     let start = Instant::now();
-    let progress = console::progress_bar(denoiser.steps() as u64, "denoising");
+    let progress = console::progress_bar(denoiser.strip_count() as u64, "denoising");
     progress.tick();
-    let patches = Patches::new(noisy, &settings.shape, h);
-    let levels = denoiser.run(noisy, &patches, strength::self_score(sigma, h), &progress);
+    let patches = Patches::new(noisy, &settings.shape, sigma);
+    let levels = denoiser.run(denoiser.upload(noisy, &patches), weighing, &progress);
     progress.finish_and_clear();
     let (levels, took) = (levels?, start.elapsed());
     let [rows, columns] = [denoiser.window()[0], denoiser.window()[1]];
     let _ = write!(
         report,
-        "\nwindow   {columns}x{rows}, patch {0}x{0}, h {h:.2} = {strength:.3} * sigma, on {1}",
+        "\nwindow   {columns}x{rows}, patch {0}x{0}, h {h:.2} = {1:.3} * sigma, s {s:.2}{2}, on {3}",
         settings.patch,
+        h / sigma,
+        if settings.way.is_empty() { "" } else { ", fitted" },
         device.info().backend,
     );
     Ok((noisy.with_levels(levels), took))

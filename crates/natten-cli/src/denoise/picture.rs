@@ -6,6 +6,9 @@ use natten::{Error, Result};
 /// The largest level.
 pub(super) const WHITE: f32 = 255.0;
 
+/// Pieces of a picture along each axis, at most.
+const MOST_PIECES: usize = 4;
+
 /// 16-bit steps in one level: 65535 / 255.
 const FINE: f32 = 257.0;
 
@@ -63,10 +66,28 @@ impl Picture {
     }
 
     /// The piece of `width` times `height` pixels at a corner, as it is but for its alpha.
-    pub(super) fn piece(&self, x: usize, y: usize, width: usize, height: usize) -> Self {
+    fn piece(&self, x: usize, y: usize, width: usize, height: usize) -> Self {
         let columns = x * self.channels..(x + width) * self.channels;
         let rows = (y..y + height).flat_map(|y| &self.row(y)[columns.clone()]);
         Self { width, height, levels: rows.copied().collect(), alpha: None, profile: None, ..*self }
+    }
+
+    /// Square pieces of `side` pixels, evenly spread over the picture, that have about `room` pixels together; at least
+    /// one, and not wider or higher than the picture.
+    pub(super) fn pieces(&self, side: usize, room: usize) -> Vec<Self> {
+        let (width, height) = (side.min(self.width), side.min(self.height));
+        let along = (room / (width * height)).isqrt().clamp(1, MOST_PIECES);
+        // The middles of equal parts.
+        let starts = |length: usize, extent: usize| -> Vec<usize> {
+            let count = along.min(length / extent);
+            (0..count)
+                .map(|part| (length - extent * count) * (2 * part + 1) / (2 * count) + part * extent)
+                .collect()
+        };
+        let columns = starts(self.width, width);
+        let corners =
+            starts(self.height, height).into_iter().flat_map(|y| columns.iter().map(move |&x| (x, y)));
+        corners.map(|(x, y)| self.piece(x, y, width, height)).collect()
     }
 
     /// `512x512 colour`, for messages.
@@ -94,8 +115,12 @@ pub(super) fn psnr(clean: &Picture, other: &Picture) -> Result<f64> {
         ));
     }
     let squares = clean.levels.iter().zip(&other.levels).map(|(&a, &b)| f64::from(a - b).powi(2));
-    let mean = squares.sum::<f64>() / clean.levels.len() as f64;
-    Ok(10.0 * (f64::from(WHITE).powi(2) / mean).log10())
+    Ok(psnr_of(squares.sum::<f64>() / clean.levels.len() as f64))
+}
+
+/// The peak signal-to-noise ratio, in dB, of a mean squared error.
+pub(super) fn psnr_of(mse: f64) -> f64 {
+    10.0 * (f64::from(WHITE).powi(2) / mse).log10()
 }
 
 /// Pictures of one shape next to each other, from left to right, in 8 bits and without alpha.
@@ -156,6 +181,27 @@ mod tests {
             deep.samples(true).chunks(2).map(|pair| u16::from_ne_bytes([pair[0], pair[1]])).collect();
         assert_eq!(samples, [0, 103, 25854, 65535]);
         assert_eq!(deep.samples(false), [0, 0, 101, 255]);
+    }
+
+    #[test]
+    fn pieces_lie_in_the_picture() {
+        let drawn = |width: usize, height: usize| {
+            let levels: Vec<f32> = (0..width * height).map(|at| (at % width + at / width) as f32).collect();
+            grey(width, &levels)
+        };
+        let picture = drawn(200, 150);
+        for (side, count) in [(10, 16), (20, 9), (40, 1), (200, 1)] {
+            let pieces = picture.pieces(side, 200 * 150 / 8);
+            assert_eq!(pieces.len(), count, "{side}");
+            let (width, height) = (side, side.min(150));
+            assert!(pieces.iter().all(|piece| (piece.width, piece.height) == (width, height)));
+            // Spread evenly: as much is left before the first as behind the last.
+            let last = pieces.last().unwrap();
+            let behind = 200 + 150 - 2 - last.levels[width * height - 1] as usize;
+            assert!((pieces[0].levels[0] as usize).abs_diff(behind) <= 2, "{side}: {behind}");
+        }
+        assert_eq!(drawn(1, 1).pieces(40, 0).len(), 1);
+        assert_eq!(drawn(1000, 3).pieces(40, 375)[0].height, 3);
     }
 
     #[test]

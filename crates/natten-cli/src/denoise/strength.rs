@@ -1,7 +1,7 @@
 //! How unlike patches may be and still count: `h = strength * sigma`, where the user does not say it.
 //!
 //! A formula serves most photographs. Pictures that are smooth gain from more, by half a decibel to several, so some
-//! pieces of the picture are denoised with growing strength for as long as the mean squared error falls. The error is not
+//! pieces of the picture are denoised with more or less strength for as long as the mean squared error falls. The error is not
 //! known, but Stein's estimate of it (SURE) needs only the noise's variance and how much the result follows a change of
 //! the picture, which a random change tells: Ramani, Blu and Unser, "Monte-Carlo SURE: A Black-Box Optimization of
 //! Regularization Parameters for General Denoising Algorithms", IEEE TIP 17(9), 2008.
@@ -11,28 +11,29 @@ use natten::{Device, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::attention::Denoiser;
+use super::attention::{Denoiser, Uploaded, Weighing};
 use super::noise::Clipping;
 use super::patches::{PatchShape, Patches};
 use super::picture::Picture;
 
-/// What the strength grows by from one try to the next: the fourth root of 2.
-const GROWTH: f64 = 1.189_207_115;
+/// What of the noise is taken off distances, over sigma: a little more, since half of all equal patches are further apart
+/// than noise makes them on average, and it does not hurt to count more of them in full.
+const TAKEN_OFF: f64 = 1.05;
 
-/// How often it may grow.
+/// What the strength changes by from one try to the next: the fourth root of 2.
+const RATIO: f64 = 1.189_207_115;
+
+/// How often it may change.
 const MOST_STEPS: usize = 6;
 
 /// What part of the error must go for the next try to be made. Less may be chance.
-const GAIN: f64 = 0.02;
+const GAIN: f64 = 0.005;
 
 /// Pixels across a piece, at least.
 const LEAST_SIDE: usize = 40;
 
-/// Pieces along each axis, at most.
-const MOST_PIECES: usize = 4;
-
 /// What part of the picture the pieces may be, where that leaves one at all.
-const PART: f64 = 0.125;
+const PART: usize = 8;
 
 /// The strength that serves pictures of many kinds, found by trying.
 ///
@@ -40,14 +41,17 @@ const PART: f64 = 0.125;
 /// of `n` effective numbers; h^2 must be in proportion to that, or chance decides which patches weigh most. Where sigma
 /// is small, what matters more is that two patches of a photograph are never quite the same.
 fn formula(sigma: f64, effective_numbers: f64) -> f64 {
-    1.5 * effective_numbers.powf(-0.25) * (1.0 + 7.0 / sigma).min(1.8)
+    1.3 * effective_numbers.powf(-0.25) * (1.0 + 7.0 / sigma).min(1.8)
 }
 
-/// The score that a pixel gets for itself, beside what its patch says. It is its own perfect match, noise and all, and
-/// would outweigh the others; with this it counts as much as another pixel that shows the same thing under noise of its
-/// own.
-pub(super) fn self_score(sigma: f64, h: f64) -> f64 {
-    -2.0 * (sigma / h).powi(2)
+/// How patches weigh under noise of this sigma, at this strength.
+pub(super) fn weighing(sigma: f64, strength: f64) -> Weighing {
+    Weighing { h: strength * sigma, s: TAKEN_OFF * sigma }
+}
+
+/// The strength to begin with, for a picture with noise of this sigma.
+pub(super) fn first(noisy: &Picture, shape: &PatchShape, sigma: f64) -> f64 {
+    formula(sigma, shape.effective_numbers(noisy.channels))
 }
 
 /// The strength for a picture with noise of this sigma, which is not 0.
@@ -63,81 +67,87 @@ pub(super) fn choose(
 ) -> Result<f64> {
     let side = LEAST_SIDE.max(kernel_size.saturating_mul(2));
     let trial = Trial::new(device, noisy, shape, kernel_size, sigma, side)?;
-    let mut strength = formula(sigma, shape.effective_numbers(noisy.channels));
-    let mut denoised = trial.denoise(strength * sigma)?;
+    let mut strength = first(noisy, shape, sigma);
+    let denoised = trial.denoise(strength)?;
     // What is left of the noise where it is clipped is decided once, by the first try: the tries must differ in nothing
     // but the strength.
     let clipping = Clipping::of(sigma);
     let share = |level: &f32| sigma * sigma * clipping.share(f64::from(*level));
-    let variances: Vec<f64> = denoised[0].iter().flatten().map(share).collect();
-    let mut error = trial.error(&denoised, &variances);
-    for _ in 0..MOST_STEPS {
-        denoised = trial.denoise(strength * GROWTH * sigma)?;
-        let next = trial.error(&denoised, &variances);
-        if next >= error * (1.0 - GAIN) {
+    let variances: Vec<f64> = denoised[0].iter().map(share).collect();
+    let first = trial.error(&denoised, &variances);
+    let mut error = first;
+    for ratio in [RATIO, 1.0 / RATIO] {
+        for _ in 0..MOST_STEPS {
+            let next = trial.error(&trial.denoise(strength * ratio)?, &variances);
+            if next >= error * (1.0 - GAIN) {
+                break;
+            }
+            strength *= ratio;
+            error = next;
+        }
+        // Where more is better, less is not.
+        if error < first {
             break;
         }
-        strength *= GROWTH;
-        error = next;
     }
     Ok(strength)
 }
 
 /// Pieces of a picture, each as it is and slightly changed.
-struct Trial<'a> {
+struct Trial {
     denoiser: Denoiser,
-    shape: &'a PatchShape,
     sigma: f64,
-    pieces: Vec<Picture>,
-    changed: Vec<Picture>,
+    /// The levels of all pieces.
+    levels: Vec<f32>,
+    pieces: Vec<Uploaded>,
+    changed: Vec<Uploaded>,
     /// The changes, in levels.
     changes: Vec<f32>,
 }
 
 /// The levels of the denoised pieces, and of the denoised changed pieces.
-type Denoised = [Vec<Vec<f32>>; 2];
+type Denoised = [Vec<f32>; 2];
 
-impl<'a> Trial<'a> {
+impl Trial {
     fn new(
         device: &Device,
         noisy: &Picture,
-        shape: &'a PatchShape,
+        shape: &PatchShape,
         kernel_size: usize,
         sigma: f64,
         side: usize,
     ) -> Result<Self> {
-        let pieces = pieces(noisy, side);
-        let denoiser =
-            Denoiser::new(device.clone(), &pieces[0], kernel_size, shape.head_dim(noisy.channels))?;
+        let mut pieces = noisy.pieces(side, noisy.width * noisy.height / PART);
+        let denoiser = Denoiser::new(device.clone(), &pieces[0], kernel_size, shape.len(noisy.channels))?;
+        let upload = |pieces: &[Picture]| -> Result<Vec<Uploaded>> {
+            let upload = |piece| denoiser.upload(piece, &Patches::new(piece, shape, sigma)).collect::<Vec<_>>();
+            pieces.iter().flat_map(upload).collect()
+        };
+        let levels: Vec<f32> = pieces.iter().flat_map(|piece| &piece.levels).copied().collect();
+        let plain = upload(&pieces)?;
         // Up or down by a tenth of the noise: small beside h, and large beside the errors of rounding.
         let mut random = StdRng::seed_from_u64(0);
         let size = (0.1 * sigma) as f32;
-        let count = pieces.iter().map(|piece| piece.levels.len()).sum();
-        let changes: Vec<f32> = (0..count).map(|_| if random.random() { size } else { -size }).collect();
-        let mut changed = pieces.clone();
-        let levels = changed.iter_mut().flat_map(|piece| &mut piece.levels);
-        levels.zip(&changes).for_each(|(level, change)| *level += change);
-        Ok(Self { denoiser, shape, sigma, pieces, changed, changes })
+        let changes: Vec<f32> =
+            levels.iter().map(|_| if random.random() { size } else { -size }).collect();
+        let to_change = pieces.iter_mut().flat_map(|piece| &mut piece.levels);
+        to_change.zip(&changes).for_each(|(level, change)| *level += change);
+        let changed = upload(&pieces)?;
+        Ok(Self { denoiser, sigma, levels, pieces: plain, changed, changes })
     }
 
-    fn denoise(&self, h: f64) -> Result<Denoised> {
-        let hidden = ProgressBar::hidden();
-        let denoise = |piece: &Picture| {
-            let patches = Patches::new(piece, self.shape, h);
-            self.denoiser.run(piece, &patches, self_score(self.sigma, h), &hidden)
-        };
-        let all = |pieces: &[Picture]| pieces.iter().map(denoise).collect::<Result<Vec<_>>>();
-        Ok([all(&self.pieces)?, all(&self.changed)?])
+    fn denoise(&self, strength: f64) -> Result<Denoised> {
+        let (weighing, hidden) = (weighing(self.sigma, strength), ProgressBar::hidden());
+        let denoise = |pieces: &[Uploaded]| self.denoiser.run(pieces.iter().map(Ok), weighing, &hidden);
+        Ok([denoise(&self.pieces)?, denoise(&self.changed)?])
     }
 
     /// The estimate of the mean squared error: with y the noisy picture, f(y) the denoised one and v the noise's variance,
     /// the mean of `(f(y) - y)^2 - v + 2 v df/dy`, where a random change b of unit size makes `b (f(y + b) - f(y))` an
     /// estimate of the derivative's sum.
     fn error(&self, denoised: &Denoised, variances: &[f64]) -> f64 {
-        let noisy = self.pieces.iter().flat_map(|piece| &piece.levels);
         let [plain, changed] = denoised;
-        let results = plain.iter().flatten().zip(changed.iter().flatten());
-        let terms = noisy.zip(results).zip(self.changes.iter().zip(variances));
+        let terms = self.levels.iter().zip(plain.iter().zip(changed)).zip(self.changes.iter().zip(variances));
         let sum: f64 = terms
             .map(|((noisy, (plain, changed)), (change, variance))| {
                 let slope = f64::from((changed - plain) / change);
@@ -146,24 +156,6 @@ impl<'a> Trial<'a> {
             .sum();
         sum / variances.len() as f64
     }
-}
-
-/// Square pieces, evenly spread over the picture; at least one, and not wider or higher than the picture.
-fn pieces(picture: &Picture, side: usize) -> Vec<Picture> {
-    let (width, height) = (side.min(picture.width), side.min(picture.height));
-    let room = (picture.width * picture.height) as f64 * PART;
-    let along = ((room / (width * height) as f64).sqrt() as usize).clamp(1, MOST_PIECES);
-    // The middles of equal parts.
-    let starts = |length: usize, extent: usize| -> Vec<usize> {
-        let count = along.min(length / extent);
-        (0..count)
-            .map(|part| (length - extent * count) * (2 * part + 1) / (2 * count) + part * extent)
-            .collect()
-    };
-    let columns = starts(picture.width, width);
-    let corners =
-        starts(picture.height, height).into_iter().flat_map(|y| columns.iter().map(move |&x| (x, y)));
-    corners.map(|(x, y)| picture.piece(x, y, width, height)).collect()
 }
 
 #[cfg(test)]
@@ -190,23 +182,6 @@ mod tests {
     }
 
     #[test]
-    fn pieces_lie_in_the_picture() {
-        let picture = drawn(200, 150, |x, y| (x + y) as f32);
-        for (side, count) in [(10, 16), (20, 9), (40, 1), (200, 1)] {
-            let pieces = pieces(&picture, side);
-            assert_eq!(pieces.len(), count, "{side}");
-            let (width, height) = (side, side.min(150));
-            assert!(pieces.iter().all(|piece| (piece.width, piece.height) == (width, height)));
-            // Spread evenly: as much is left before the first as behind the last.
-            let last = pieces.last().unwrap();
-            let behind = 200 + 150 - 2 - last.levels[width * height - 1] as usize;
-            assert!((pieces[0].levels[0] as usize).abs_diff(behind) <= 2, "{side}: {behind}");
-        }
-        assert_eq!(pieces(&drawn(1, 1, |_, _| 3.0), 40).len(), 1);
-        assert_eq!(pieces(&drawn(1000, 3, |_, _| 3.0), 40)[0].height, 3);
-    }
-
-    #[test]
     fn the_error_is_estimated_without_the_clean_picture() {
         let clean =
             drawn(64, 64, |x, y| 128.0 + 50.0 * (x as f32 / 9.0).sin() + 30.0 * (y as f32 / 5.0).cos());
@@ -215,12 +190,12 @@ mod tests {
         let device = Registry::probe().device("reference").unwrap();
         let trial = Trial::new(&device, &noisy, &shape, 9, sigma, 64).unwrap();
         let variances = vec![sigma * sigma; 64 * 64];
-        for h in [10.0, 20.0, 40.0] {
-            let denoised = trial.denoise(h).unwrap();
+        for strength in [0.3, 0.6, 1.2] {
+            let denoised = trial.denoise(strength).unwrap();
             let estimate = trial.error(&denoised, &variances);
-            let result = noisy.with_levels(denoised[0][0].clone());
+            let result = noisy.with_levels(denoised[0].clone());
             let error = 255.0f64.powi(2) / 10f64.powf(picture::psnr(&clean, &result).unwrap() / 10.0);
-            assert!((estimate - error).abs() < 0.05 * sigma * sigma, "{h}: {estimate} {error}");
+            assert!((estimate - error).abs() < 0.05 * sigma * sigma, "{strength}: {estimate} {error}");
         }
     }
 
