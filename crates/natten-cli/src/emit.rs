@@ -84,17 +84,41 @@ fn describe(program: &Program) -> String {
     }
     for (field, expr) in [Field::QueryMod, Field::KeyMod, Field::ValueMod].into_iter().zip(program.mods()) {
         if let Some(expr) = expr {
-            page.vector(program, field, expr, true);
+            let title = format!("{field}: y takes the place of the element x of the vector, grad_x is y's cotangent");
+            page.vector(program, title, expr, true);
         }
     }
     match program.decay() {
         Some(decay) => {
-            page.section("recurrence: state = exp(decay)*state + outer(key, value), output = scale*query·state");
-            page.vector(program, Field::Decay, decay, false);
+            let title = "recurrence: state = exp(y)*state + outer(key, value), output = scale*<query, state>; \
+                         grad_x is y's cotangent";
+            page.vector(program, title.to_owned(), decay, false);
         }
         None => page.attention(program),
     }
     page.text()
+}
+
+/// An expression with its name, and what is written around it.
+struct Line {
+    name: String,
+    expr: Expr,
+    around: Option<(String, String)>,
+}
+
+impl Line {
+    fn new(name: impl Into<String>, expr: Expr) -> Self {
+        Self { name: name.into(), expr, around: None }
+    }
+
+    fn around(self, before: String, after: &str) -> Self {
+        Self { around: Some((before, after.to_owned())), ..self }
+    }
+
+    /// What others can call the expression: of one within a reduction, the name is not its own.
+    fn label(&self) -> &str {
+        if self.around.is_some() { "" } else { &self.name }
+    }
 }
 
 /// Sections of rows, each a name and a text, the texts below each other.
@@ -117,13 +141,32 @@ impl Page {
         let width = names.max().unwrap_or(0);
         let mut text = String::new();
         for (title, rows) in &self.0 {
-            let break_ = if text.is_empty() { "" } else { "\n" };
-            let _ = writeln!(text, "{break_}{title}");
+            let gap = if text.is_empty() { "" } else { "\n" };
+            let _ = writeln!(text, "{gap}{title}");
             for (name, row) in rows {
                 let _ = writeln!(text, "  {name:<width$}  {row}");
             }
         }
         text
+    }
+
+    /// Sections of expressions of one graph. What they share is written once, where it is first needed.
+    fn sections(&mut self, program: &Program, graph: &Graph, sections: &[(String, Vec<Line>)]) {
+        let lines = || sections.iter().flat_map(|(_, lines)| lines);
+        let roots: Vec<(&str, Expr)> = lines().map(|line| (line.label(), line.expr)).collect();
+        let mut lists = program.list(graph, &roots).into_iter();
+        for (title, lines) in sections {
+            self.section(title);
+            for (line, list) in lines.iter().zip(lists.by_ref()) {
+                let mut texts = list.into_iter();
+                let own = texts.next_back().map(|(_, text)| text).unwrap_or_default();
+                texts.for_each(|(name, text)| self.row(name, text));
+                self.row(&line.name, match &line.around {
+                    Some((before, after)) => format!("{before}{own}{after}"),
+                    None => own,
+                });
+            }
+        }
     }
 
     /// The functions of pairs and rows.
@@ -132,98 +175,87 @@ impl Page {
         (given.score, given.grad, given.grad_logsumexp) = (true, true, program.logsumexp().is_some());
         given.captures = program.differentiable_captures();
         let lowered = Lowered::new(program, false, &given);
-        let names: Vec<&str> = program.row().stages.iter().map(|stage| stage.name.as_str()).collect();
-        let print = |expr: Expr| program.print(&lowered.graph, expr);
+        let stages = || program.row().stages.iter().zip(&lowered.stages).map(|(stage, of)| (&stage.name, of));
 
-        self.section(match lowered.algorithm {
-            Algorithm::OnePass { exponential: Some(k), .. } => format!(
-                "row, in one pass: output = factor * sum(local*value), shift = the running maximum of what {} is of; \
-                 sums are multiplied with exp(old - new) when it grows",
-                names[usize::from(k)]
-            ),
-            Algorithm::OnePass { .. } => "row, in one pass: output = factor * sum(local*value)".to_owned(),
-            _ => "row, in two passes: the stages, then output = sum(weight*value)".to_owned(),
-        });
-        for (name, stage) in names.iter().zip(&lowered.stages) {
-            self.row(*name, format!("{}({})", stage.reduce.name(), print(stage.element.value)));
+        let mut row = vec![Line::new("x", lowered.score.value)];
+        for (name, stage) in stages() {
+            row.push(Line::new(name, stage.element.value).around(format!("{}(", stage.reduce.name()), ")"));
         }
-        if let Algorithm::OnePass { local, factor, .. } = lowered.algorithm {
-            self.row("local", print(local));
-            self.row("factor", print(factor));
-        }
-        self.row("weight", print(lowered.weight.value));
+        let title = match lowered.algorithm {
+            Algorithm::OnePass { local, factor, exponential } => {
+                row.extend([Line::new("local", local), Line::new("factor", factor)]);
+                let shift = exponential.map_or_else(String::new, |stage| {
+                    let name = &program.row().stages[usize::from(stage)].name;
+                    format!("; shift = the largest x of {name} so far, sums are multiplied with exp(old - new) when it grows")
+                });
+                format!("row, in one pass: output = factor*sum(local*value){shift}")
+            }
+            _ => "row, in two passes: the reductions, then output = sum(weight*value)".to_owned(),
+        };
+        row.push(Line::new("weight", lowered.weight.value));
 
-        self.section("backward: g = <grad_output, value>, delta = <grad_output, output>");
         let (cotangents, is_summed): (&[Pushed], bool) = match &lowered.grad_stages {
             GradStages::OfRow(cotangents) => (cotangents, false),
             GradStages::OfPairs(cotangents) => (cotangents, true),
             _ => (&[], false),
         };
-        for (k, (name, cotangent)) in (0u8..).zip(names.iter().zip(cotangents)) {
-            let mut text = print(cotangent.value);
-            if is_summed {
-                text = format!("sum({text})");
-                if lowered.logsumexp == Some(k) {
-                    text += " + grad_logsumexp";
-                }
-            }
-            self.row(format!("grad_{name}"), text);
-        }
-        self.row("ds", print(lowered.grad_score.value));
-        self.loads(program, &lowered.graph, &lowered.loads, |pushed| pushed.value, "");
-
-        self.section("tangents: ' is the tangent of the variable or the tensor");
-        self.row("x'", print(lowered.score.tangent));
-        for (name, stage) in names.iter().zip(&lowered.stages) {
-            self.row(format!("element of {name}'"), print(stage.element.tangent));
+        let (mut backward, mut tangents) = (Vec::new(), vec![Line::new("x'", lowered.score.tangent)]);
+        for (name, stage) in stages() {
+            // The tangent of a reduction is that of its elements, weighted with their share.
+            tangents.push(Line::new(format!("of {name}'"), stage.element.tangent));
         }
         if matches!(lowered.algorithm, Algorithm::OnePass { .. }) {
-            self.row("local'", print(lowered.local_tangent));
-            self.row("factor'", print(lowered.factor_tangent));
+            tangents.push(Line::new("local'", lowered.local_tangent));
+            tangents.push(Line::new("factor'", lowered.factor_tangent));
         }
-        self.row("weight'", print(lowered.weight.tangent));
-        for (name, cotangent) in names.iter().zip(cotangents) {
-            let text = print(cotangent.tangent);
-            self.row(format!("grad_{name}'"), if is_summed { format!("sum({text})") } else { text });
+        tangents.push(Line::new("weight'", lowered.weight.tangent));
+        for (k, ((name, _), cotangent)) in (0u8..).zip(stages().zip(cotangents)) {
+            let (name, has_direct) = (format!("grad_{name}"), lowered.logsumexp == Some(k));
+            let line = |mark: &str, expr| {
+                let line = Line::new(format!("{name}{mark}"), expr);
+                let direct = if has_direct { format!(") + grad_logsumexp{mark}") } else { ")".to_owned() };
+                if is_summed { line.around("sum(".to_owned(), &direct) } else { line }
+            };
+            backward.push(line("", cotangent.value));
+            tangents.push(line("'", cotangent.tangent));
         }
-        self.row("ds'", print(lowered.grad_score.tangent));
-        self.loads(program, &lowered.graph, &lowered.loads, |pushed| pushed.tangent, "'");
+        backward.push(Line::new("ds", lowered.grad_score.value));
+        tangents.push(Line::new("ds'", lowered.grad_score.tangent));
+        for load in &lowered.loads {
+            let name = element(program, &lowered.graph, load);
+            backward.push(Line::new(format!("{name} +="), load.gradient.value));
+            tangents.push(Line::new(format!("{name}' +="), load.gradient.tangent));
+        }
+        let sections = [
+            (title, row),
+            ("backward: g = <grad_output, value>, delta = <grad_output, output>".to_owned(), backward),
+            ("tangents: those of variables and captured tensors have a '".to_owned(), tangents),
+        ];
+        self.sections(program, &lowered.graph, &sections);
     }
 
     /// The functions of a vector function; of a decay, which is of no vector, where not `has_input`.
-    fn vector(&mut self, program: &Program, field: Field, expr: Expr, has_input: bool) {
+    fn vector(&mut self, program: &Program, title: String, expr: Expr, has_input: bool) {
         let lowered = LoweredVector::new(program, expr, has_input, true, &program.differentiable_captures());
-        let print = |expr: Expr| program.print(&lowered.graph, expr);
-        let name = field.name();
+        let (mut values, mut tangents) =
+            (vec![Line::new("y", lowered.value.value)], vec![Line::new("y'", lowered.value.tangent)]);
         if has_input {
-            self.section(format!("{name}: y is the element of what takes the vector's place, grad_x its cotangent"));
+            values.push(Line::new("grad of x", lowered.gradient.value));
+            tangents.push(Line::new("grad of x'", lowered.gradient.tangent));
         }
-        self.row("y", print(lowered.value.value));
-        if has_input {
-            self.row("grad of x", print(lowered.gradient.value));
+        for load in &lowered.loads {
+            let name = element(program, &lowered.graph, load);
+            values.push(Line::new(format!("{name} +="), load.gradient.value));
+            tangents.push(Line::new(format!("{name}' +="), load.gradient.tangent));
         }
-        self.loads(program, &lowered.graph, &lowered.loads, |pushed| pushed.value, "");
-        self.row("y'", print(lowered.value.tangent));
-        if has_input {
-            self.row("grad of x'", print(lowered.gradient.tangent));
-        }
-        self.loads(program, &lowered.graph, &lowered.loads, |pushed| pushed.tangent, "'");
+        values.extend(tangents);
+        self.sections(program, &lowered.graph, &[(title, values)]);
     }
+}
 
-    /// What is added to the gradients of captured elements.
-    fn loads(
-        &mut self,
-        program: &Program,
-        graph: &Graph,
-        loads: &[LoadGradient],
-        part: impl Fn(&Pushed) -> Expr,
-        mark: &str,
-    ) {
-        for load in loads {
-            let name = &program.captures()[usize::from(load.capture)].name;
-            let index: Vec<String> = load.index.iter().map(|&axis| program.print(graph, axis)).collect();
-            let place = if index.is_empty() { String::new() } else { format!("[{}]", index.join(", ")) };
-            self.row(format!("grad_{name}{place}{mark} +="), program.print(graph, part(&load.gradient)));
-        }
-    }
+/// The gradient of an element of a captured tensor, by the name that it has in texts.
+fn element(program: &Program, graph: &Graph, load: &LoadGradient) -> String {
+    let name = &program.captures()[usize::from(load.capture)].name;
+    let index: Vec<String> = load.index.iter().map(|&axis| program.print(graph, axis)).collect();
+    if index.is_empty() { format!("grad_{name}") } else { format!("grad_{name}[{}]", index.join(", ")) }
 }

@@ -246,11 +246,18 @@ impl Place {
 /// Whether every number is finite: a product with zero is zero then, and NaN otherwise.
 #[inline(always)]
 fn all_finite<R: Real>(numbers: &[R]) -> bool {
-    let mut sum = R::ZERO;
-    for &number in numbers {
-        sum = sum + number * R::ZERO;
+    // Sums side by side, which are vectors.
+    let mut sums = [R::ZERO; 16];
+    let chunks = numbers.chunks_exact(sums.len());
+    for (sum, &number) in sums.iter_mut().zip(chunks.remainder()) {
+        *sum = number * R::ZERO;
     }
-    sum == R::ZERO
+    for chunk in chunks {
+        for (sum, &number) in sums.iter_mut().zip(chunk) {
+            *sum = *sum + number * R::ZERO;
+        }
+    }
+    sums.into_iter().fold(R::ZERO, |all, sum| all + sum) == R::ZERO
 }
 
 #[cfg(test)]

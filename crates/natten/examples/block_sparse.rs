@@ -15,11 +15,6 @@ pub(crate) fn run(device: &Device) -> Outcome {
     let blocks = BlockMask::from_lists(&lists, 4, [16, 16])?;
     let call = natten::attention(&q, &k, &v).block_mask("blocks", &blocks).mask("k <= q").device(device);
     let sees = |i: usize, j: usize| j <= i && lists[i / 16].contains(&(j / 16));
-    let result = call.forward()?;
     let expected = attention(&q, &k, &v, |_, _, i, scores| softmax(scores, |j| sees(i, j)));
-    compare("block-sparse", &result.output, &expected)?;
-    // Queries 32.. see no keys 16..32, which so have no gradient from them.
-    let gradients = call.backward(&result, &v)?;
-    println!("the keys' gradient is {:?}", gradients.key.shape());
-    Ok(())
+    compare("block-sparse", &call.forward()?.output, &expected)
 }

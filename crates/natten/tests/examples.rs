@@ -1,5 +1,6 @@
 //! Every example, on every backend that must do everything.
 #![allow(dead_code, reason = "an example's main is not called")]
+#![allow(clippy::duplicate_mod, reason = "each example has its helpers as a module of its own")]
 
 use natten::Registry;
 

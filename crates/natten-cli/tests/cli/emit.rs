@@ -28,9 +28,11 @@ fn alibi_and_its_derivatives() {
     assert_eq!(row(&page, "program", "row"), "l = lse(x); exp(x - l)");
     assert_eq!(row(&page, "row, in one pass", "factor"), "exp(shift - l)");
     assert_eq!(row(&page, "backward", "grad_l"), "grad_logsumexp - delta");
-    assert!(row(&page, "backward", "grad_slope[h] +=").contains("float(abs(q - k))"), "{page}");
+    assert_eq!(row(&page, "backward", "ds"), "weight*grad_l + weight*g");
+    assert_eq!(row(&page, "backward", "grad_slope[h] +="), "-(float(abs(q - k))*ds)");
     assert_eq!(row(&page, "tangents", "x'"), "score' - float(abs(q - k))*slope'[h]");
-    assert!(row(&page, "tangents", "grad_slope[h]' +=").contains("slope'[h]"), "{page}");
+    assert_eq!(row(&page, "tangents", "weight'"), "weight*(x' - l')");
+    assert_eq!(row(&page, "tangents", "grad_slope[h]' +="), "-(float(abs(q - k))*ds')");
     // The texts of all sections stand below each other.
     let columns = page.lines().filter(|line| line.starts_with("  ")).map(|line| {
         let name = line.trim_start().split("  ").next().unwrap();

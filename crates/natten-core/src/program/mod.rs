@@ -30,6 +30,7 @@ pub mod expr;
 mod interval;
 mod lower;
 mod presets;
+pub mod online;
 pub mod random;
 mod row;
 #[cfg(test)]
@@ -259,8 +260,18 @@ impl Program {
 
     /// An expression of this program's graph, or of one that was derived from it, as text.
     pub fn print(&self, graph: &Graph, expr: Expr) -> String {
-        let names: Vec<String> = self.row.stages.iter().map(|stage| stage.name.clone()).collect();
-        text::print(graph, expr, &self.captures, &names)
+        text::print(graph, expr, &self.captures, &self.stage_names())
+    }
+
+    /// Expressions of a graph as [`print`](Self::print) writes them, but what they share written once. Every root has a
+    /// label and becomes lines of a name and a text: what it shares with others, under made-up names, then the root
+    /// under its label. A root whose label can be a name goes by it in the texts of the others.
+    pub fn list(&self, graph: &Graph, roots: &[(&str, Expr)]) -> Vec<Vec<(String, String)>> {
+        text::list(graph, roots, &self.captures, &self.stage_names())
+    }
+
+    fn stage_names(&self) -> Vec<String> {
+        self.row.stages.iter().map(|stage| stage.name.clone()).collect()
     }
 }
 
@@ -379,6 +390,15 @@ impl ProgramBuilder {
     /// A row function of expressions of [`graph`](Self::graph).
     pub fn row_function(self, row: Row) -> Self {
         Self { row: Some(row), ..self }
+    }
+
+    /// The row function of an imperative one: see [`online`].
+    ///
+    /// # Errors
+    /// As [`Row::import`].
+    pub fn online(mut self, function: &dyn online::OnlineFunction) -> Result<Self> {
+        let row = Row::import(&mut self.graph, function)?;
+        Ok(self.row_function(row))
     }
 
     /// Parses and checks everything.

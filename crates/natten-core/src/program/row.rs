@@ -172,21 +172,21 @@ impl Row {
 }
 
 /// A weight taken apart: `local · factor · exp(exponent + exponent_of_row)`.
-struct Parts {
-    local: Expr,
-    factor: Expr,
-    exponent: Expr,
-    exponent_of_row: Expr,
+pub(super) struct Parts {
+    pub(super) local: Expr,
+    pub(super) factor: Expr,
+    pub(super) exponent: Expr,
+    pub(super) exponent_of_row: Expr,
 }
 
 impl Parts {
-    fn new(graph: &mut Graph) -> Self {
+    pub(super) fn new(graph: &mut Graph) -> Self {
         let (zero, one) = (graph.float(0.0), graph.float(1.0));
         Self { local: one, factor: one, exponent: zero, exponent_of_row: zero }
     }
 
     /// Takes a factor, or a divisor, apart. None where some part depends on the element and on the stages.
-    fn split(&mut self, graph: &mut Graph, expr: Expr, divides: bool) -> Option<()> {
+    pub(super) fn split(&mut self, graph: &mut Graph, expr: Expr, divides: bool) -> Option<()> {
         match graph.node(expr).clone() {
             Node::Binary(Binary::Mul, a, b) => {
                 self.split(graph, a, divides)?;

@@ -25,6 +25,7 @@ use super::chunk::{Factors, Scratch, Sums};
 use super::matrix::{Extents, Matrix, dot, multiply, transpose};
 use super::outputs::{decay_row, step};
 use super::Kernel;
+use super::vectors::Run;
 
 impl<R: Real> Kernel<'_, R> {
     /// The gradients of a chunk of a key head, and of the query heads that use it: unit `unit` of all key heads' chunks.
@@ -41,14 +42,15 @@ impl<R: Real> Kernel<'_, R> {
         // SAFETY: the caller's.
         unsafe {
             let at = (batch, key_head);
-            let mut finite = scratch.key.pack(&self.operands.key, at, tokens, dim);
-            finite &= scratch.value.pack(&self.operands.value, at, tokens, dim_v);
+            let (keys, values) = (Run { at, tokens, dim }, Run { at, tokens, dim: dim_v });
+            let mut finite = self.read::<S>(keys, &self.operands.key, &mut scratch.key);
+            finite &= self.read::<S>(values, &self.operands.value, &mut scratch.value);
             for member in 0..group {
                 let head = key_head * group + member;
                 self.head::<S>((batch, head), chunk, member == 0, finite, scratch);
             }
-            self.write(&self.results.key, at, tokens, dim, &scratch.sums_key);
-            self.write(&self.results.value, at, tokens, dim_v, &scratch.sums_value);
+            self.write::<S>(keys, &scratch.sums_key, &self.results.key);
+            self.write::<S>(values, &scratch.sums_value, &self.results.value);
         }
     }
 
@@ -72,8 +74,8 @@ impl<R: Real> Kernel<'_, R> {
         // SAFETY: the caller's.
         unsafe {
             let sums = self.sums_of(row, tokens);
-            let finite = scratch.query.pack(&self.operands.query, at, tokens, dim) && finite;
-            let finite = scratch.grad.pack(grad_output, at, tokens, dim_v) && finite;
+            let finite = self.read::<S>(Run { at, tokens, dim }, &self.operands.query, &mut scratch.query) && finite;
+            let finite = self.read::<S>(Run { at, tokens, dim: dim_v }, grad_output, &mut scratch.grad) && finite;
             let cut = (count, step(finite));
             let Scratch { query, key, value, grad, turned, scores, grads, .. } = &mut *scratch;
             transpose(count, dim, key.side(), turned);
@@ -185,7 +187,7 @@ impl<R: Real> Kernel<'_, R> {
             to.stride = stride;
             self.sum_of_earlier::<S>(cut, dim, grads, key, to);
             add(count, between, &mut to.result());
-            self.write(&self.results.query, at, tokens, dim, to);
+            self.write::<S>(Run { at, tokens, dim }, to, &self.results.query);
             let mut sum = (R::ZERO, R::ZERO);
             for a in (0..logs.value.len()).rev() {
                 logs.add(a, dual_dot(query, between, a, &mut sum));
@@ -194,7 +196,7 @@ impl<R: Real> Kernel<'_, R> {
                 to.stride = stride_v;
                 self.sum_of_earlier::<S>(cut, dim_v, scores, value, to);
                 self.from_state::<S>(sums, query, &state, factors, scaled, to);
-                self.write(&self.results.output, at, tokens, dim_v, to);
+                self.write::<S>(Run { at, tokens, dim: dim_v }, to, &self.results.output);
             }
         }
     }

@@ -3,7 +3,6 @@
 
 use crate::element::Real;
 use crate::simd::{self, Simd};
-use crate::tokens::{Place, Tokens};
 
 /// Rows of numbers, `stride` apart, and their tangents. An empty slice is a matrix that is not there: a value that nobody
 /// wants, or a tangent that is zero.
@@ -54,31 +53,6 @@ impl<R: Real> Matrix<'_, R> {
         let tangent = if self.is_constant { &[] } else { &*self.tangent };
         Side { value: self.value, tangent, row: self.stride, column: 1 }
     }
-
-    /// Reads the vectors of `count` neighbouring tokens; a tangent that is not given is zero. Returns whether all numbers
-    /// are finite.
-    ///
-    /// # Safety
-    /// The tokens are inside the tensors, which live and have `dim` numbers a vector.
-    #[inline(always)]
-    pub(super) unsafe fn pack(
-        &mut self,
-        tensor: &(Tokens<R>, Option<Tokens<R>>),
-        at: (usize, usize),
-        (first, count): (usize, usize),
-        dim: usize,
-    ) -> bool {
-        let place = Place::line(first, count);
-        // SAFETY: the caller's.
-        unsafe {
-            let finite = tensor.0.pack(at, &place, dim, self.stride, self.value);
-            self.is_constant = tensor.1.is_none();
-            match &tensor.1 {
-                Some(tangent) => tangent.pack(at, &place, dim, self.stride, self.tangent) && finite,
-                None => finite,
-            }
-        }
-    }
 }
 
 impl<'m, R: Real> Side<'m, R> {
@@ -117,9 +91,11 @@ pub(super) struct Extents {
 
 /// `to = left right`, or `+=` where `adds`; both the value and the tangent, as far as `to` has them.
 ///
+/// Not inlined: all that needs the instruction set is [`Simd::gemm`].
+///
 /// # Safety
 /// The processor has `S`.
-#[inline(always)]
+#[inline(never)]
 pub(super) unsafe fn multiply<S: Simd>(
     extents: Extents,
     left: Side<'_, S::T>,

@@ -26,6 +26,7 @@ mod gradients;
 mod matrix;
 mod outputs;
 mod states;
+mod vectors;
 
 use natten_core::geometry::Coverage;
 use natten_core::{DType, Op, OpRequest, PlanOptions, Problem, Result, Role, padded_tile};
@@ -35,10 +36,10 @@ use self::decay::{Decay, Numbers};
 use self::gradients::Logs;
 use self::matrix::Matrix;
 use self::states::{ROWS_A_UNIT, Scan};
-use crate::dispatch::{Work, run_on};
+use crate::dispatch::run_on;
 use crate::element::Real;
 use crate::engine::{Crew, Engine, Line, Tensors, lines};
-use crate::simd::{Simd, lanes};
+use crate::simd::{Outlined, Simd, lanes};
 use crate::slab::{Slab, lines_of, take};
 use crate::tokens::Tokens;
 use crate::vector::{CapturedSet, check};
@@ -139,30 +140,6 @@ impl<'m, R: Real> Kernel<'m, R> {
         let (value, tangent) = unsafe { (states.value.part(numbers.clone()), states.tangent.part(numbers)) };
         Matrix { value, tangent, stride: self.cut.strides[1], is_constant: false }
     }
-
-    /// Writes the vectors of a chunk's tokens.
-    ///
-    /// # Safety
-    /// The tensors live, and no other thread writes these vectors.
-    #[inline(always)]
-    unsafe fn write(
-        &self,
-        to: &Outputs<R>,
-        (batch, head): (usize, usize),
-        (first, count): (usize, usize),
-        dim: usize,
-        from: &Matrix<'_, R>,
-    ) {
-        let stride = from.stride;
-        for (to, from) in to.iter().zip([&*from.value, &*from.tangent]) {
-            let Some(to) = to else { continue };
-            for token in 0..count {
-                let vector = &from[token * stride..][..dim];
-                // SAFETY: the caller's; the tokens are the problem's.
-                unsafe { to.write(batch, [0, 0, first + token], head, vector) };
-            }
-        }
-    }
 }
 
 /// What the threads share out.
@@ -195,19 +172,21 @@ struct Unit<'u, 'k, 's, R: Real> {
     scratch: &'u mut Scratch<'s, R>,
 }
 
-impl<R: Real> Work<R> for Unit<'_, '_, '_, R> {
+impl<R: Real> Outlined for Unit<'_, '_, '_, R> {
+    type T = R;
+
     #[inline(always)]
-    unsafe fn run<S: Simd<T = R>>(&mut self) {
+    unsafe fn run<S: Simd<T = R>>(self) {
         let Self { kernel, phase, unit, scratch } = self;
         // SAFETY: the caller's processor has `S`; the operands live until the run returns, and every unit comes to one
         // thread.
         unsafe {
-            match *phase {
-                Phase::Sequences => kernel.sequence_unit::<S>(*unit, scratch),
-                Phase::Parts => kernel.parts_unit::<S>(*unit, scratch),
-                Phase::Scan(scan) => kernel.scan_unit::<S>(scan, *unit, scratch),
-                Phase::Outputs => kernel.outputs_unit::<S>(*unit, scratch),
-                Phase::Gradients => kernel.gradients_unit::<S>(*unit, scratch),
+            match phase {
+                Phase::Sequences => kernel.sequence_unit::<S>(unit, scratch),
+                Phase::Parts => kernel.parts_unit::<S>(unit, scratch),
+                Phase::Scan(scan) => kernel.scan_unit::<S>(scan, unit, scratch),
+                Phase::Outputs => kernel.outputs_unit::<S>(unit, scratch),
+                Phase::Gradients => kernel.gradients_unit::<S>(unit, scratch),
             }
         }
     }
@@ -217,7 +196,6 @@ impl<R: Real> Work<R> for Unit<'_, '_, '_, R> {
 #[derive(Debug)]
 pub(crate) struct Linear {
     problem: Problem,
-    request: OpRequest,
     crew: Crew,
     cut: Cut,
     decay: Decay,
@@ -291,7 +269,6 @@ impl Linear {
                     ])),
             needs_logs,
             problem: problem.clone(),
-            request: *request,
             crew,
             cut,
             decay,
@@ -436,7 +413,7 @@ impl Linear {
             let scratch = &mut self.cut.scratch::<R>(bytemuck::cast_slice_mut(memory));
             for unit in units {
                 // SAFETY: the instruction set was detected.
-                unsafe { run_on(self.crew.isa, &mut Unit { kernel, phase, unit, scratch }) };
+                unsafe { run_on(self.crew.isa, Unit { kernel, phase, unit, scratch }) };
             }
         });
     }

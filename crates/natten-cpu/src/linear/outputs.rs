@@ -11,6 +11,7 @@ use super::chunk::{Factors, Scratch, Sums};
 use super::matrix::{Extents, Matrix, multiply, transpose};
 use super::states::exchange;
 use super::Kernel;
+use super::vectors::Run;
 
 /// Tokens of a chunk whose products with earlier tokens are computed together, those with later ones among them wasted.
 const STEP: usize = 16;
@@ -105,16 +106,18 @@ impl<R: Real> Kernel<'_, R> {
         // SAFETY: the caller's.
         unsafe {
             let sums = self.sums_of(row, tokens);
-            let mut finite = query.pack(&self.operands.query, at, tokens, dim);
-            finite &= key.pack(&self.operands.key, self.key_head(at), tokens, dim);
-            finite &= value.pack(&self.operands.value, self.key_head(at), tokens, dim_v);
+            let run = |at, dim| Run { at, tokens, dim };
+            let key_head = self.key_head(at);
+            let mut finite = self.read::<S>(run(at, dim), &self.operands.query, query);
+            finite &= self.read::<S>(run(key_head, dim), &self.operands.key, key);
+            finite &= self.read::<S>(run(key_head, dim_v), &self.operands.value, value);
             let cut = (count, step(finite));
             transpose(count, dim, key.side(), turned);
             self.products::<S>(cut, dim, query, turned, scores);
             self.weigh::<S>(sums, factors, scores);
             self.sum_of_earlier::<S>(cut, dim_v, scores, value, to);
             self.from_state::<S>(sums, query, state, factors, scaled, to);
-            self.write(&self.results.output, at, tokens, dim_v, to);
+            self.write::<S>(run(at, dim_v), to, &self.results.output);
         }
     }
 

@@ -9,6 +9,7 @@ use crate::simd::Simd;
 
 use super::chunk::{Factors, Scratch, Sums};
 use super::matrix::{Extents, Matrix, multiply};
+use super::vectors::Run;
 use super::{Kernel, Pair};
 
 /// Rows of a state that one unit scans.
@@ -75,20 +76,21 @@ impl<R: Real> Kernel<'_, R> {
     pub(super) unsafe fn parts_unit<S: Simd<T = R>>(&self, unit: usize, scratch: &mut Scratch<'_, R>) {
         let (row, chunk) = (unit / self.cut.chunks(), unit % self.cut.chunks());
         let (at, tokens) = (self.head_of(row), self.cut.tokens_of(chunk));
+        let run = |at, dim| Run { at, tokens, dim };
         let [value, tangent, ..] = &mut scratch.numbers;
         let factors = &mut Factors { value, tangent };
         // SAFETY: the caller's.
         unsafe {
             let sums = self.sums_of(row, tokens);
             if self.needs_states {
-                scratch.key.pack(&self.operands.key, self.key_head(at), tokens, self.cut.dims[0]);
-                scratch.value.pack(&self.operands.value, self.key_head(at), tokens, self.cut.dims[1]);
+                self.read::<S>(run(self.key_head(at), self.cut.dims[0]), &self.operands.key, &mut scratch.key);
+                self.read::<S>(run(self.key_head(at), self.cut.dims[1]), &self.operands.value, &mut scratch.value);
                 let to = self.state_of(self.states, row, chunk);
                 self.part_of_state::<S>(sums, (&scratch.key, &scratch.value), &mut scratch.scaled, factors, to);
             }
             if let (true, Some(grad_output)) = (self.needs_costates, &self.operands.grad_output) {
-                scratch.query.pack(&self.operands.query, at, tokens, self.cut.dims[0]);
-                scratch.grad.pack(grad_output, at, tokens, self.cut.dims[1]);
+                self.read::<S>(run(at, self.cut.dims[0]), &self.operands.query, &mut scratch.query);
+                self.read::<S>(run(at, self.cut.dims[1]), grad_output, &mut scratch.grad);
                 let to = self.state_of(self.costates, row, chunk);
                 self.part_of_costate::<S>(sums, (&scratch.query, &scratch.grad), &mut scratch.scaled, factors, to);
             }

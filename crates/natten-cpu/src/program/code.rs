@@ -171,6 +171,9 @@ pub(super) struct SweepCode {
     pub(super) columns: Vec<Column>,
     pub(super) second: Option<Stage>,
     pub(super) reduced: Vec<(usize, Reduction)>,
+    /// Numbers and sums that are rescaled though these pairs add nothing to them.
+    pub(super) rescaled: Vec<usize>,
+    pub(super) rescaled_sums: Vec<Sums>,
     /// Tiles whose pairs that do not count have to be set to zero.
     pub(super) masked: Vec<usize>,
     pub(super) products: Vec<Product>,
@@ -338,6 +341,19 @@ impl SweepCode {
                 .iter()
                 .filter_map(|&(expr, reduction)| tile(expr).map(|tile| (tile, reduction)))
                 .collect(),
+            rescaled: wanted
+                .reduced
+                .iter()
+                .filter(|(expr, reduction)| reduction.is_scaled && tile(*expr).is_none())
+                .map(|(_, reduction)| reduction.slot)
+                .collect(),
+            rescaled_sums: match exponentials {
+                Some(_) => {
+                    let is_summed = |sums: &Sums| wanted.products.iter().any(|(.., to)| to == sums);
+                    Sums::ALL.into_iter().filter(is_summed).collect()
+                }
+                None => Vec::new(),
+            },
             masked,
             products,
             bias_gradient,

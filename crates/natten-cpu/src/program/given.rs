@@ -99,7 +99,6 @@ impl Wants {
         }
     }
 
-
     /// Whether something is wanted of the walk with stationary queries.
     pub(crate) const fn of_queries(&self) -> bool {
         self.query || self.rpb || !self.captures.is_empty()

@@ -41,7 +41,7 @@ use crate::simd::{self, Outlined, Simd, lanes};
 use crate::tiling::Pass;
 use crate::tokens::{Entries, Tokens};
 
-use self::code::{Context, Sums, SweepCode};
+use self::code::{Context, SweepCode};
 use self::given::{Tangents, Wants};
 use self::operands::Operands;
 use self::passes::{Passes, Step};
@@ -135,7 +135,7 @@ impl Programs {
                 .map(|pass| pass.with_rows_for(problem.additional_tokens()))
         };
         let (queries, keys) = (pass(Direction::Keys)?, pass(Direction::Queries)?);
-        let sizes = sizes(problem, lanes, [&queries, &keys], &passes, mask.as_ref());
+        let sizes = sizes(problem, request.op, &wants, lanes, [&queries, &keys], &passes, mask.as_ref());
         if sizes.tiles > MAX_TILES || passes.queries.numbers.len() > MAX_NUMBERS {
             let what = format!("{} of this program", request.op);
             return Err(Error::unsupported(NAME, what, "its rows have too many numbers; use fewer stages"));
@@ -411,6 +411,8 @@ fn unsupported(program: &Program, op: Op, field: Field, expr: natten_core::progr
 /// The sizes of a thread's scratch.
 fn sizes(
     problem: &Problem,
+    op: Op,
+    wants: &Wants,
     lanes: usize,
     tilings: [&Pass; 2],
     passes: &Passes,
@@ -421,9 +423,10 @@ fn sizes(
     let any = |of: fn(&SweepCode) -> [bool; 4]| {
         std::array::from_fn(|v| passes.codes().any(|code| of(code)[v]))
     };
-    let is_delta = |step: &Step| matches!(step, Step::Delta(_));
-    let holds_output = passes.queries.steps.iter().any(is_delta);
-    let rows = passes.queries.steps.iter().filter_map(|step| match step {
+    let steps = &passes.queries.steps;
+    let writes_output = steps.iter().any(|step| matches!(step, Step::Output));
+    let reads_output = steps.iter().any(|step| matches!(step, Step::Delta(_)));
+    let rows = steps.iter().filter_map(|step| match step {
         Step::Row(row) => Some(&row.code),
         _ => None,
     });
@@ -438,10 +441,12 @@ fn sizes(
         extents: tilings.iter().map(|pass| pass.masks).max().unwrap_or(0),
         streamed: any(|code| code.streamed),
         stationary: any(|code| code.stationary),
-        sums: std::array::from_fn(|s| {
-            let is_summed = |code: &SweepCode| code.products.iter().any(|p| p.sums as usize == s);
-            passes.codes().any(is_summed) || holds_output && Sums::ALL[s] == Sums::B
-        }),
+        // In the order of `Sums`. Results of which nothing is a part are zero, and are written too.
+        sums: [
+            writes_output || reads_output || wants.value || wants.additional_value,
+            writes_output && matches!(op, Op::ForwardJvp | Op::BackwardJvp),
+            wants.query || wants.key || wants.additional_key,
+        ],
         tiles: passes.codes().map(|code| code.tiles).max().unwrap_or(0),
         lane_numbers: passes.queries.numbers.len(),
         row_numbers: passes.keys.stored.len(),

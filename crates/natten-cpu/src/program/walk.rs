@@ -4,7 +4,7 @@ use natten_core::geometry::TileBox;
 use natten_core::program::Verdict;
 use natten_core::{Op, Problem};
 
-use super::code::{Sums, SweepCode, Vectors};
+use super::code::{SweepCode, Vectors};
 use super::columns::{self, Running};
 use super::operands::Operands;
 use super::passes::{Passes, RowCode};
@@ -406,14 +406,15 @@ impl<R: Real> Outlined for OneTile<'_, '_, '_, '_, '_, R> {
                     columns::clear::<S>(vectors, masks, around.tile::<S>(n).as_mut_ptr());
                 }
             }
-            if code.columns.iter().any(|column| column.exponentials.is_some()) {
-                for sums in [Sums::B, Sums::BTangent] {
-                    if code.products.iter().any(|product| product.sums == sums) {
-                        let stride = walk.sizes.stride[sums.side()];
-                        let sums = &mut scratch.sums[sums as usize][g * width * stride..][..width * stride];
-                        scale_lanes::<S>(&rescale[..group.volume()], stride, sums);
-                    }
+            for &slot in &code.rescaled {
+                for (number, &factor) in around.number::<S>(slot).iter_mut().zip(&rescale) {
+                    *number = *number * factor;
                 }
+            }
+            for &sums in code.rescaled_sums.iter().filter(|&&sums| walk.sizes.sums[sums as usize]) {
+                let stride = walk.sizes.stride[sums.side()];
+                let sums = &mut scratch.sums[sums as usize][g * width * stride..][..width * stride];
+                scale_lanes::<S>(&rescale[..group.volume()], stride, sums);
             }
             for product in &code.products {
                 let stride = walk.sizes.stride[product.sums.side()];

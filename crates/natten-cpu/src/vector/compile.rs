@@ -132,9 +132,16 @@ impl Tape {
         let mut files = [File::default(), File::default()];
         let file_of = |expr: Expr| usize::from(graph.type_of(expr) != Type::F);
         let mut registers: Vec<Option<Register>> = vec![None; graph.len()];
-        // What no token changes comes first, and its registers stay.
-        for in_body in [false, true] {
-            for &(expr, node) in order.iter().filter(|(expr, _)| varies[expr.index()].blocks == in_body) {
+        // What no token changes comes first, then what is set from outside before a block: their registers stay.
+        let is_leaf = |node: &Node| matches!(node, Node::Var(_) | Node::Index(_));
+        let stage = |(expr, node): (Expr, &Node)| match (varies[expr.index()].blocks, is_leaf(node)) {
+            (false, _) => 0,
+            (true, true) => 1,
+            (true, false) => 2,
+        };
+        for now in 0..3 {
+            let in_body = now > 0;
+            for &(expr, node) in order.iter().filter(|&&node| stage(node) == now) {
                 let target = stands_for[expr.index()];
                 if target != expr {
                     registers[expr.index()] = registers[target.index()];
@@ -144,16 +151,12 @@ impl Tape {
                 registers[expr.index()] = Some(to);
                 let of = |argument: Expr| registers[argument.index()].unwrap_or(to);
                 tape.emit(graph, (expr, node), to, in_body, of);
-                if !in_body {
-                    continue;
-                }
                 let mut arguments: Vec<Expr> =
                     node.arguments().iter().map(|argument| stands_for[argument.index()]).collect();
                 arguments.sort();
                 arguments.dedup();
                 for argument in arguments {
-                    let is_temporary = varies[argument.index()].blocks
-                        && !matches!(graph.node(argument), Node::Var(_) | Node::Index(_));
+                    let is_temporary = stage((argument, graph.node(argument))) == 2;
                     if is_temporary && last_use[argument.index()] == expr.index() {
                         files[file_of(argument)].free.extend(registers[argument.index()]);
                     }

@@ -6,8 +6,10 @@ use natten_core::program::expr::{float_binary, float_unary, int_binary};
 use natten_core::program::{Binary, Compare, Index, Type, Unary, Var};
 
 use super::{Action, CapturedSet, Instruction, Register, Registers, Tape};
+use crate::dispatch::run_on;
 use crate::element::Real;
 use crate::isa::Isa;
+use crate::simd::{Outlined, Simd};
 
 impl Tape {
     /// Begins a batch entry and head: `index` gives the indices that stay the same for all their tokens.
@@ -104,27 +106,23 @@ struct Block<'t> {
 }
 
 fn run<R: Real>(isa: Isa, block: Block<'_>, registers: &mut Registers<'_, R>) {
-    match isa {
-        // SAFETY: the instruction set was detected.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { run_avx512(block, registers) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { run_avx2(block, registers) },
-        _ => block.run(registers),
+    // SAFETY: the instruction set was detected.
+    unsafe { run_on(isa, Run { block, registers }) };
+}
+
+/// A block, to be run with the features of an instruction set.
+struct Run<'b, 'r, 'm, R> {
+    block: Block<'b>,
+    registers: &'r mut Registers<'m, R>,
+}
+
+impl<R: Real> Outlined for Run<'_, '_, '_, R> {
+    type T = R;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd<T = R>>(self) {
+        self.block.run(self.registers);
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn run_avx2<R: Real>(block: Block<'_>, registers: &mut Registers<'_, R>) {
-    block.run(registers);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma,f16c")]
-fn run_avx512<R: Real>(block: Block<'_>, registers: &mut Registers<'_, R>) {
-    block.run(registers);
 }
 
 /// The numbers of a row: one a lane, or one for all.

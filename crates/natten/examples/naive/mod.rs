@@ -1,5 +1,6 @@
 //! What the examples share: noise, attention written as its formula stands, and the comparison that ends each of them.
 #![allow(dead_code, reason = "no example needs everything")]
+#![allow(clippy::print_stdout, reason = "an example says what it found")]
 
 use std::error::Error;
 

@@ -26,7 +26,7 @@ mod tests;
 
 pub use names::{check_name, is_reserved};
 pub(super) use parse::{parse, parse_row};
-pub(super) use print::print;
+pub(super) use print::{list, print};
 
 /// The most bytes of a text.
 pub(crate) const MAX_TEXT: usize = 1 << 16;

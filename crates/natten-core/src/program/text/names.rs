@@ -199,14 +199,18 @@ pub fn is_reserved(name: &str) -> bool {
     known(name).is_some()
 }
 
+/// Whether a name is made of letters, digits and `_`, and begins with no digit.
+pub(super) fn is_identifier(name: &str) -> bool {
+    let is_first = |c: char| c.is_ascii_alphabetic() || c == '_';
+    name.starts_with(is_first) && name.chars().all(|c| is_first(c) || c.is_ascii_digit())
+}
+
 /// Checks that a captured tensor, or a stage, can have this name.
 ///
 /// # Errors
 /// [`Error::Invalid`] where it is not an identifier or is reserved.
 pub fn check_name(name: &str) -> Result<()> {
-    let is_first = |c: char| c.is_ascii_alphabetic() || c == '_';
-    let is_identifier = name.starts_with(is_first) && name.chars().all(|c| is_first(c) || c.is_ascii_digit());
-    if !is_identifier {
+    if !is_identifier(name) {
         let rule = "must be letters, digits and '_', and begin with no digit";
         return Err(Error::invalid("name", format!("'{name}'"), rule, "for example slope"));
     }

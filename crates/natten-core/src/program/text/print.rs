@@ -17,18 +17,113 @@ pub(in crate::program) fn print(
     captures: &[Capture],
     stage_names: &[String],
 ) -> String {
-    let mut printer = Printer { graph, captures, stage_names, scratch: None };
-    let reached = graph.reached(&[expr]);
-    let mut layouts: HashMap<Expr, Layout> = HashMap::new();
-    for (at, _) in graph.iter().take(expr.index() + 1) {
-        if reached[at.index()] {
-            let layout = printer.layout(at, &layouts);
-            layouts.insert(at, layout);
+    let layouts = layouts(graph, &[expr], captures, stage_names);
+    write(&layouts, expr, &HashMap::new())
+}
+
+/// Texts of several expressions that write once what they share. Every root has a label and becomes a list of lines,
+/// each a name and a text: what it shares with others, under names made up here, and then the root under its label. A
+/// root whose label can be a name (`weight`, `weight'`, but not `a[h]`) goes by it in the texts of the others.
+pub(in crate::program) fn list(
+    graph: &Graph,
+    roots: &[(&str, Expr)],
+    captures: &[Capture],
+    stage_names: &[String],
+) -> Vec<Vec<(String, String)>> {
+    let exprs: Vec<Expr> = roots.iter().map(|&(_, expr)| expr).collect();
+    let layouts = layouts(graph, &exprs, captures, stage_names);
+    let uses = uses(&layouts, &exprs);
+    let is_taken = |name: &str| {
+        let name = name.trim_end_matches('\'');
+        captures.iter().any(|capture| capture.name == name) || stage_names.iter().any(|stage| stage == name)
+    };
+    let is_name = |label: &str| names::is_identifier(label.trim_end_matches('\'')) && !is_taken(label);
+
+    let mut names: HashMap<Expr, String> = HashMap::new();
+    let mut lengths: HashMap<Expr, usize> = HashMap::new();
+    let mut shared: Vec<Expr> = Vec::new();
+    let mut known: Vec<Expr> = layouts.keys().copied().collect();
+    known.sort_unstable();
+    for expr in known {
+        let length = layouts[&expr].pieces.iter().map(|piece| match piece {
+            Piece::Mark(_) => 0,
+            Piece::Word(_) => 1,
+            Piece::Inner(inner) | Piece::Side(inner, _) => lengths[inner],
+        });
+        let length = length.fold(0, usize::saturating_add);
+        let has_name = length >= WORTH_A_NAME && uses.get(&expr).is_some_and(|&uses| uses >= 2);
+        lengths.insert(expr, if has_name { 1 } else { length });
+        match roots.iter().find(|(label, root)| *root == expr && is_name(label)) {
+            Some((label, _)) if has_name => _ = names.insert(expr, (*label).to_owned()),
+            None if has_name => shared.push(expr),
+            _ => {}
         }
     }
+
+    let mut made_up = (1u32..).map(|number| format!("t{number}")).filter(|name| !is_taken(name));
+    let mut lists = Vec::new();
+    for &(label, root) in roots {
+        let mut lines = Vec::new();
+        let reached = graph.reached(&[root]);
+        for &expr in shared.iter().filter(|expr| reached[expr.index()]) {
+            if !names.contains_key(&expr) {
+                let name = made_up.next().unwrap_or_default();
+                lines.push((name.clone(), write(&layouts, expr, &names)));
+                names.insert(expr, name);
+            }
+        }
+        let text = match names.get(&root) {
+            Some(name) if name != label => name.clone(),
+            _ => write(&layouts, root, &names),
+        };
+        lines.push((label.to_owned(), text));
+        lists.push(lines);
+    }
+    lists
+}
+
+/// The least words of a text that is worth a name.
+const WORTH_A_NAME: usize = 4;
+
+/// How the texts of `roots` use each expression: as often as it is written, or once as a root.
+fn uses(layouts: &HashMap<Expr, Layout>, roots: &[Expr]) -> HashMap<Expr, usize> {
+    let mut uses: HashMap<Expr, usize> = HashMap::new();
+    let mut todo = roots.to_vec();
+    while let Some(expr) = todo.pop() {
+        let count = uses.entry(expr).or_default();
+        *count += 1;
+        if *count == 1 {
+            todo.extend(layouts[&expr].pieces.iter().filter_map(|piece| match piece {
+                Piece::Inner(inner) | Piece::Side(inner, _) => Some(*inner),
+                Piece::Mark(_) | Piece::Word(_) => None,
+            }));
+        }
+    }
+    uses
+}
+
+/// How everything is written that `roots` are made of.
+fn layouts(
+    graph: &Graph,
+    roots: &[Expr],
+    captures: &[Capture],
+    stage_names: &[String],
+) -> HashMap<Expr, Layout> {
+    let mut printer = Printer { graph, captures, stage_names, scratch: None };
+    let reached = graph.reached(roots);
+    let mut layouts: HashMap<Expr, Layout> = HashMap::new();
+    for (at, _) in graph.iter().filter(|(at, _)| reached[at.index()]) {
+        let layout = printer.layout(at, &layouts);
+        layouts.insert(at, layout);
+    }
+    layouts
+}
+
+/// The text of an expression, other expressions that have names written as those.
+fn write(layouts: &HashMap<Expr, Layout>, root: Expr, names: &HashMap<Expr, String>) -> String {
     // A stack of its own: a sum may be as deep as a text is long.
     let mut text = String::new();
-    let mut todo = vec![Piece::Inner(expr)];
+    let mut todo = vec![Piece::Inner(root)];
     while let Some(piece) = todo.pop() {
         let (expr, level) = match piece {
             Piece::Mark(mark) => {
@@ -44,6 +139,10 @@ pub(in crate::program) fn print(
         };
         if text.len() > MAX_TEXT {
             return text + "…";
+        }
+        if let Some(name) = names.get(&expr).filter(|_| expr != root) {
+            text.push_str(name);
+            continue;
         }
         let Some(layout) = layouts.get(&expr) else { continue };
         if layout.level < level {
