@@ -89,6 +89,21 @@ impl Case {
         Self { data, ..self }
     }
 
+    /// The case with a captured tensor given in full, by its row-major index.
+    ///
+    /// # Panics
+    /// Where the program has none of this name: a mistake in the case.
+    #[must_use]
+    pub fn fill(mut self, name: &str, element: impl FnMut(usize) -> f64) -> Self {
+        let captured = self.problem.role(name).map(|role| {
+            let (dtype, shape) = (self.problem.dtype_of(role), self.problem.shape(role));
+            (role, HostTensor::from_fn(dtype, &shape, element))
+        });
+        let Some((role, Ok(tensor))) = captured else { panic!("{} captures no {name}", self.name) };
+        self.data = self.data.given(role, tensor);
+        self
+    }
+
     /// The case with one number of one input replaced. `at` has one index an axis of the tensor.
     ///
     /// # Panics

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! [`cases`] are the deterministic cases: golden ones with inputs from files, NATTEN's own test tuples, features that
-//! those miss, and values that are not finite. [`strategies`] draws random ones. [`run_case`] runs one case twice on
+//! those miss, values that are not finite, programs, linear attention, and the unfused pair. [`strategies`] draws random ones. [`run_case`] runs one case twice on
 //! outputs that hold rubbish before, and compares every result with the f64 oracle of `natten-core` within a bound of
 //! its own for every element, derived in [`tolerance`] and, where no formula is written down, in [`sensitivity`].
 #![forbid(unsafe_code)]
@@ -24,11 +24,13 @@ pub mod data;
 mod expected;
 mod features;
 pub mod golden;
+mod linear;
 mod memory;
 mod merge;
 mod natten;
 mod outcome;
 mod pairs;
+mod programs;
 mod require;
 mod run;
 pub mod sensitivity;
@@ -36,6 +38,7 @@ mod special;
 pub mod strategies;
 mod suite;
 pub mod tolerance;
+mod unfused;
 
 pub use case::{Case, describe, with_dtype};
 pub use memory::Layout;

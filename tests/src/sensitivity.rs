@@ -166,7 +166,7 @@ impl Noise {
         let program = problem.program();
         let is_compared = |n: u8| program.captures_of(&[Field::Mask]).contains(&n);
         if !tensor.dtype().is_float() || matches!(role, Role::Capture(n) if is_compared(n)) {
-            return Ok(tensor.clone());
+            return tensor.cast(problem.dtype_of(role));
         }
         let goes_through_a_function = program.decay().is_some()
             || program.mods().iter().any(Option::is_some) && !matches!(role, Role::Output | Role::Logsumexp);
@@ -262,7 +262,7 @@ impl Seen {
         for request in [OpRequest::forward(&counter), OpRequest::backward(&counter)] {
             for spec in counter.tensors(&request)?.iter().filter(|spec| !spec.is_output) {
                 let tensor = match inputs.get(&spec.role) {
-                    Some(captured) if matches!(spec.role, Role::Capture(_)) => captured.clone(),
+                    Some(captured) if matches!(spec.role, Role::Capture(_)) => captured.cast(spec.dtype)?,
                     _ => HostTensor::from_fn(spec.dtype, &spec.shape, |_| 1.0)?,
                 };
                 ones.entry(spec.role).or_insert(tensor);

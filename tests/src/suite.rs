@@ -7,12 +7,15 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use crate::case::Case;
 use crate::features::feature_cases;
 use crate::golden::golden;
+use crate::linear::linear_cases;
 use crate::merge::{merge_cases, run_merge_case};
 use crate::natten::natten_cases;
 use crate::outcome::{Outcome, Report, Status};
+use crate::programs::program_cases;
 use crate::run::run_case;
 use crate::special::special_cases;
 use crate::strategies::random_cases;
+use crate::unfused::{softmax_cases, unfused_cases};
 
 /// The most simpler cases that are tried after a random one failed.
 const MAX_SHRINKS: usize = 500;
@@ -61,11 +64,13 @@ impl Options {
     }
 }
 
-/// Every deterministic case: golden, NATTEN's, features, special values. Names are unique, and start with `golden`,
-/// `natten`, `feature` or `special`.
+/// Every deterministic case: golden, NATTEN's, features, special values, programs, linear attention, the unfused pair.
+/// Names are unique, and start with `golden`, `natten`, `feature`, `special`, `program`, `linear` or `unfused`.
 pub fn cases() -> Vec<Case> {
     let golden = golden().into_iter().map(|golden| golden.case);
-    golden.chain(natten_cases()).chain(feature_cases()).chain(special_cases()).collect()
+    let softmax = golden.chain(natten_cases()).chain(feature_cases()).chain(special_cases());
+    let softmax = softmax.chain(softmax_cases()).chain(unfused_cases());
+    softmax.chain(program_cases()).chain(linear_cases()).collect()
 }
 
 /// Runs the suite. `progress` sees every outcome as it comes. A random case that fails is made as simple as it can be
