@@ -476,7 +476,7 @@ impl ProgramBuilder {
             ));
         }
         for (at, capture) in self.captures.iter().enumerate() {
-            text::check_name(&capture.name)?;
+            check_name(&capture.name)?;
             if self.captures[..at].iter().any(|other| other.name == capture.name) {
                 return Err(Error::invalid("captures", &capture.name, "a name may stand once", "rename one of the two"));
             }

@@ -57,8 +57,9 @@ pub(super) struct Gradients<T> {
 
 /// A row on its way from scores to weights.
 struct Values<T> {
-    /// The keys that count.
+    /// The keys that count: of the window, then the additional ones.
     kept: Vec<Key>,
+    of_window: usize,
     scores: Vec<T>,
     modified: Vec<T>,
     stages: Vec<T>,
@@ -96,7 +97,7 @@ impl<'p, T: Number> Attention<'p, T> {
 
     /// `s`.
     pub(super) fn score(&self, row: &Row<'_>, key: &Key) -> T {
-        let query = self.vector(Vectors::Queries, row.vector(self.problem));
+        let query = self.vector(Vectors::Queries, row.vector);
         let key_vector = self.vector(Vectors::Keys, self.key_vector(row, key));
         let score = T::of(self.problem.scale()) * dot(query, key_vector);
         match self.bias(row, key) {
@@ -113,41 +114,46 @@ impl<'p, T: Number> Attention<'p, T> {
 
     /// The row up to its stages, the logsumexp as given where it is; None where the row is dead.
     fn values(&self, row: &Row<'_>, logsumexp: Option<T>, scratch: &mut Scratch<T>) -> Option<Values<T>> {
-        let site = |key: &Key, score| row.site(self.problem, key, score, &[], &[]);
+        let Functions { mask, score, stages: functions, logsumexp: at, .. } = &self.functions;
         let mut kept = row.keys.to_vec();
-        if let Some(mask) = &self.functions.mask {
-            let zero = T::of(0.0);
-            kept.retain(|key| key.is_additional || mask.holds(&site(key, zero), &self.captures, scratch));
+        if let Some(mask) = mask {
+            let site = row.site(self.problem, row.keys, &[], &[], &[]);
+            mask.evaluate(&site, row.keys.len(), &self.captures, scratch);
+            let mut holds = mask.conditions(scratch);
+            kept.retain(|key| holds.next() == Some(true) || key.is_additional);
         }
+        let of_window = kept.iter().filter(|key| !key.is_additional).count();
         let scores: Vec<T> = kept.iter().map(|key| self.score(row, key)).collect();
-        let modified: Vec<T> = kept
-            .iter()
-            .zip(&scores)
-            .map(|(key, &score)| match key.is_additional {
-                true => score,
-                false => self.functions.score.number(&site(key, score), &self.captures, scratch),
-            })
-            .collect();
+        let site = row.site(self.problem, &kept, &scores, &[], &[]);
+        score.evaluate(&site, of_window, &self.captures, scratch);
+        let modified: Vec<T> =
+            score.numbers(scratch).chain(scores[of_window..].iter().copied()).collect();
         let mut stages = Vec::new();
-        for (k, (reduce, function)) in self.functions.stages.iter().enumerate() {
-            let given = logsumexp.filter(|_| self.functions.logsumexp == Some(k));
-            let stage = given.unwrap_or_else(|| {
-                let elements: Vec<T> = kept
-                    .iter()
-                    .zip(&modified)
-                    .map(|(key, x)| {
-                        let site = row.site(self.problem, key, *x, std::slice::from_ref(x), &[]);
-                        function.number(&site, &self.captures, scratch)
-                    })
-                    .collect();
-                reduced(*reduce, &elements)
+        for (k, (reduce, function)) in functions.iter().enumerate() {
+            let stage = logsumexp.filter(|_| *at == Some(k)).unwrap_or_else(|| {
+                let site = row.site(self.problem, &kept, &[], &modified, &[]);
+                function.evaluate(&site, kept.len(), &self.captures, scratch);
+                reduced(*reduce, &function.numbers(scratch).collect::<Vec<T>>())
             });
             if *reduce == Reduce::Lse && stage.value() == f64::NEG_INFINITY {
                 return None;
             }
             stages.push(stage);
         }
-        (!kept.is_empty()).then_some(Values { kept, scores, modified, stages })
+        (!kept.is_empty()).then_some(Values { kept, of_window, scores, modified, stages })
+    }
+
+    /// The weight of every kept key, and what it is multiplied with, where the program has that.
+    fn weights(&self, row: &Row<'_>, values: &Values<T>, scratch: &mut Scratch<T>) -> [Vec<T>; 2] {
+        let Values { kept, modified, stages, .. } = values;
+        let site = row.site(self.problem, kept, &[], modified, stages);
+        [Some(&self.functions.weight), self.functions.post.as_ref()].map(|function| match function {
+            Some(function) => {
+                function.evaluate(&site, kept.len(), &self.captures, scratch);
+                function.numbers(scratch).collect()
+            }
+            None => Vec::new(),
+        })
     }
 
     /// `output` and `logsumexp`.
@@ -158,19 +164,15 @@ impl<'p, T: Number> Attention<'p, T> {
         let mut logsumexp = vec![T::of(f64::NEG_INFINITY); rows];
         let mut scratch = Scratch::default();
         for_each_row(self.problem, |row| {
-            let number = row.vector(self.problem);
+            let number = row.vector;
             let Some(values) = self.values(row, None, &mut scratch) else { return };
             if let Some(k) = self.functions.logsumexp {
                 logsumexp[number] = values.stages[k];
             }
+            let [weights, posts] = self.weights(row, &values, &mut scratch);
             let output = &mut output[number * dim..(number + 1) * dim];
-            for (key, x) in values.kept.iter().zip(&values.modified) {
-                let x = std::slice::from_ref(x);
-                let site = row.site(self.problem, key, x[0], x, &values.stages);
-                let mut weight = self.functions.weight.number(&site, &self.captures, &mut scratch);
-                if let Some(post) = &self.functions.post {
-                    weight = weight * post.number(&site, &self.captures, &mut scratch);
-                }
+            for (at, key) in values.kept.iter().enumerate() {
+                let weight = posts.get(at).map_or(weights[at], |&post| weights[at] * post);
                 add_scaled(output, weight, self.vector(Vectors::Values, self.key_vector(row, key)));
             }
         });
@@ -193,7 +195,7 @@ impl<'p, T: Number> Attention<'p, T> {
         let mut gradients = Gradients::zeros(self);
         let mut scratch = Scratch::default();
         for_each_row(self.problem, |row| {
-            let number = row.vector(self.problem);
+            let number = row.vector;
             let Some(values) = self.values(row, logsumexp.get(number).copied(), &mut scratch) else { return };
             let elements = number * dim..(number + 1) * dim;
             let grad_output = &grad_output[elements.clone()];
@@ -222,71 +224,69 @@ impl<'p, T: Number> Attention<'p, T> {
         gradients: &mut Gradients<T>,
         scratch: &mut Scratch<T>,
     ) {
-        let functions = &self.functions;
+        let Functions { score, stages: functions, weight, post, logsumexp, log_derivatives, .. } = &self.functions;
         let captures = &self.captures;
-        let Values { kept, scores, modified, stages } = values;
-        let mut grad_modified: Vec<Option<T>> = vec![None; kept.len()];
+        let Values { kept, of_window, scores, modified, stages } = values;
+        let lanes = kept.len();
+        let [weights, posts] = self.weights(row, values, scratch);
+        let mut grad_modified: Vec<Option<T>> = vec![None; lanes];
         let mut grad_stages = vec![T::of(0.0); stages.len()];
+        let mut grad_weights = Vec::with_capacity(lanes);
         for (at, key) in kept.iter().enumerate() {
-            let site = row.site(self.problem, key, modified[at], &modified[at..=at], stages);
             let value = self.key_vector(row, key);
-            let grad_weighted = dot(grad_output, self.vector(Vectors::Values, value));
-            let post = functions.post.as_ref().map(|post| post.number(&site, captures, scratch));
-            let weight = functions.weight.number(&site, captures, scratch);
-            let grad_weight = post.map_or(grad_weighted, |post| grad_weighted * post);
-            functions.weight.pull(scratch, &[grad_weight], |leaf, cotangent| match leaf {
-                Leaf::X { .. } => grad_modified[at] = sum(grad_modified[at], Some(cotangent)),
-                Leaf::Stage(k) => grad_stages[k] = grad_stages[k] + cotangent,
-                leaf => gradients.load(leaf, cotangent),
-            });
-            if let Some(post) = &functions.post {
-                post.number(&site, captures, scratch);
-                post.pull(scratch, &[grad_weighted * weight], |leaf, cotangent| {
-                    gradients.load(leaf, cotangent)
-                });
-            }
-            let weight = post.map_or(weight, |post| weight * post);
+            grad_weights.push(dot(grad_output, self.vector(Vectors::Values, value)));
+            let weight = posts.get(at).map_or(weights[at], |&post| weights[at] * post);
             add_scaled(gradients.vector(Vectors::Values, self.problem, value), weight, grad_output);
         }
-        if let (Some(delta), Some(log_derivatives)) = (delta, &functions.log_derivatives) {
+        let site = row.site(self.problem, kept, scores, modified, stages);
+        if let Some(post) = post {
+            // It was the last to be evaluated.
+            let cotangents = grad_weights.iter().zip(&weights).map(|(&grad, &weight)| Some(grad * weight));
+            post.pull(scratch, cotangents, |leaf, cotangent| gradients.load(leaf, cotangent));
+            grad_weights.iter_mut().zip(&posts).for_each(|(grad, &post)| *grad = *grad * post);
+            weight.evaluate(&site, lanes, captures, scratch);
+        }
+        weight.pull(scratch, grad_weights.into_iter().map(Some), |leaf, cotangent| match leaf {
+            Leaf::X { lane } => grad_modified[lane] = sum(grad_modified[lane], Some(cotangent)),
+            Leaf::Stage(k) => grad_stages[k] = grad_stages[k] + cotangent,
+            leaf => gradients.load(leaf, cotangent),
+        });
+        if let (Some(delta), Some(log_derivatives)) = (delta, log_derivatives) {
             // No log derivative depends on the key.
-            let site = row.site(self.problem, &kept[0], T::of(0.0), &[], stages);
-            for (grad, of_factor) in grad_stages.iter_mut().zip(log_derivatives) {
-                *grad = delta * of_factor.number(&site, captures, scratch);
+            for (grad, function) in grad_stages.iter_mut().zip(log_derivatives) {
+                function.evaluate(&site, 1, captures, scratch);
+                *grad = function.numbers(scratch).fold(delta, |delta, of_factor| delta * of_factor);
             }
         }
-        if let Some(k) = functions.logsumexp {
+        if let Some(k) = *logsumexp {
             grad_stages[k] = grad_stages[k] + grad_logsumexp;
         }
-        for (at, key) in kept.iter().enumerate() {
-            let site = row.site(self.problem, key, modified[at], &modified[at..=at], stages);
-            for (k, (reduce, function)) in functions.stages.iter().enumerate() {
-                let element = function.number(&site, captures, scratch);
-                let Some(share) = share(*reduce, element, stages[k]) else { continue };
-                function.pull(scratch, &[grad_stages[k] * share], |leaf, cotangent| match leaf {
-                    Leaf::X { .. } => grad_modified[at] = sum(grad_modified[at], Some(cotangent)),
-                    leaf => gradients.load(leaf, cotangent),
-                });
+        for (k, (reduce, function)) in functions.iter().enumerate() {
+            function.evaluate(&site, lanes, captures, scratch);
+            let grad = |element| share(*reduce, element, stages[k]).map(|share| grad_stages[k] * share);
+            let cotangents: Vec<Option<T>> = function.numbers(scratch).map(grad).collect();
+            function.pull(scratch, cotangents.into_iter(), |leaf, cotangent| match leaf {
+                Leaf::X { lane } => grad_modified[lane] = sum(grad_modified[lane], Some(cotangent)),
+                leaf => gradients.load(leaf, cotangent),
+            });
+        }
+        let mut grad_scores: Vec<Option<T>> = vec![None; *of_window];
+        score.evaluate(&site, *of_window, captures, scratch);
+        score.pull(scratch, grad_modified[..*of_window].iter().copied(), |leaf, cotangent| match leaf {
+            Leaf::Score { lane } => grad_scores[lane] = sum(grad_scores[lane], Some(cotangent)),
+            leaf => gradients.load(leaf, cotangent),
+        });
+        grad_scores.extend_from_slice(&grad_modified[*of_window..]);
+        for (key, grad) in kept.iter().zip(grad_scores) {
+            if let Some(grad) = grad {
+                self.pull_score(row, key, grad, gradients);
             }
-            let Some(mut grad_score) = grad_modified[at] else { continue };
-            if !key.is_additional {
-                let site = row.site(self.problem, key, scores[at], &[], &[]);
-                let mut through = None;
-                functions.score.number(&site, captures, scratch);
-                functions.score.pull(scratch, &[grad_score], |leaf, cotangent| match leaf {
-                    Leaf::Score => through = sum(through, Some(cotangent)),
-                    leaf => gradients.load(leaf, cotangent),
-                });
-                let Some(through) = through else { continue };
-                grad_score = through;
-            }
-            self.pull_score(row, key, grad_score, gradients);
         }
     }
 
     /// What the cotangent of `s` gives to the query, the key and the bias.
     pub(super) fn pull_score(&self, row: &Row<'_>, key: &Key, grad: T, gradients: &mut Gradients<T>) {
-        let (query, key_vector) = (row.vector(self.problem), self.key_vector(row, key));
+        let (query, key_vector) = (row.vector, self.key_vector(row, key));
         let scaled = T::of(self.problem.scale()) * grad;
         let of_query = gradients.vector(Vectors::Queries, self.problem, query);
         add_scaled(of_query, scaled, self.vector(Vectors::Keys, key_vector));

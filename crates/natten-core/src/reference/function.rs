@@ -1,8 +1,9 @@
-//! A program's expressions, evaluated one pair, or one vector, at a time: values, and by a reverse sweep the cotangents
+//! A program's expressions, evaluated on the pairs of a row or on a vector: values, and by a reverse sweep the cotangents
 //! of everything that they are functions of. The slopes of single operations come from dual numbers, not from the
 //! symbolic derivatives that other backends run.
 
 use super::number::{Dual, Number, binary, sum};
+use super::rows::Key;
 use crate::program::expr::int_binary;
 use crate::program::{Binary, Compare, Expr, Graph, Index, Node, Type, Unary, Var, random};
 
@@ -13,7 +14,7 @@ pub(super) enum Captured<T> {
     Integers(Vec<i32>),
 }
 
-/// Where an expression is evaluated.
+/// Where an expression is evaluated: on the pairs of a row, one lane a key, or on a vector, one lane an element.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Site<'a, T> {
     pub(super) batch: usize,
@@ -24,11 +25,10 @@ pub(super) struct Site<'a, T> {
     /// The query's number and its coordinates along the user axes.
     pub(super) query: usize,
     pub(super) query_at: [usize; 3],
-    /// The key's.
-    pub(super) key: usize,
-    pub(super) key_at: [usize; 3],
-    /// [`Var::Score`].
-    pub(super) score: T,
+    /// The key of every lane, or of all.
+    pub(super) keys: &'a [Key],
+    /// [`Var::Score`], a number a lane.
+    pub(super) scores: &'a [T],
     /// [`Var::X`], a number a lane.
     pub(super) x: &'a [T],
     /// [`Var::Stage`].
@@ -38,7 +38,7 @@ pub(super) struct Site<'a, T> {
 /// What a function depends on, and a cotangent goes to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Leaf {
-    Score,
+    Score { lane: usize },
     X { lane: usize },
     Stage(usize),
     Captured { number: usize, element: usize },
@@ -71,6 +71,7 @@ enum Step {
 /// Memory of an evaluation, used again and again.
 #[derive(Debug)]
 pub(super) struct Scratch<T> {
+    lanes: usize,
     /// A value a step and lane.
     values: Vec<Value<T>>,
     cotangents: Vec<Option<T>>,
@@ -78,7 +79,7 @@ pub(super) struct Scratch<T> {
 
 impl<T> Default for Scratch<T> {
     fn default() -> Self {
-        Self { values: Vec::new(), cotangents: Vec::new() }
+        Self { lanes: 0, values: Vec::new(), cotangents: Vec::new() }
     }
 }
 
@@ -122,51 +123,16 @@ impl Function {
         Self { steps }
     }
 
-    /// The number that the expression is at `site`.
-    pub(super) fn number<T: Number>(
+    /// Evaluates the expression in every lane of `site`.
+    pub(super) fn evaluate<T: Number>(
         &self,
         site: &Site<'_, T>,
-        captures: &[Captured<T>],
-        scratch: &mut Scratch<T>,
-    ) -> T {
-        self.evaluate(site, captures, scratch, 1);
-        as_number(scratch.values[self.steps.len() - 1])
-    }
-
-    /// Whether the condition that the expression is holds at `site`.
-    pub(super) fn holds<T: Number>(
-        &self,
-        site: &Site<'_, T>,
-        captures: &[Captured<T>],
-        scratch: &mut Scratch<T>,
-    ) -> bool {
-        self.evaluate(site, captures, scratch, 1);
-        as_bool(scratch.values[self.steps.len() - 1])
-    }
-
-    /// The vector that a vector function makes of `site.x`.
-    pub(super) fn vector<T: Number>(
-        &self,
-        site: &Site<'_, T>,
-        captures: &[Captured<T>],
-        scratch: &mut Scratch<T>,
-        to: &mut [T],
-    ) {
-        let lanes = site.x.len();
-        self.evaluate(site, captures, scratch, lanes);
-        for (to, &value) in to.iter_mut().zip(&scratch.values[(self.steps.len() - 1) * lanes..]) {
-            *to = as_number(value);
-        }
-    }
-
-    fn evaluate<T: Number>(
-        &self,
-        site: &Site<'_, T>,
-        captures: &[Captured<T>],
-        scratch: &mut Scratch<T>,
         lanes: usize,
+        captures: &[Captured<T>],
+        scratch: &mut Scratch<T>,
     ) {
         let values = &mut scratch.values;
+        scratch.lanes = lanes;
         values.clear();
         for step in &self.steps {
             match *step {
@@ -190,20 +156,31 @@ impl Function {
         }
     }
 
+    /// The numbers that the expression is, lane by lane, as `scratch` holds them.
+    pub(super) fn numbers<'s, T: Number>(&self, scratch: &'s Scratch<T>) -> impl Iterator<Item = T> + use<'s, T> {
+        scratch.values[(self.steps.len() - 1) * scratch.lanes..].iter().map(|&value| as_number(value))
+    }
+
+    /// The conditions that the expression is.
+    pub(super) fn conditions<'s, T: Number>(
+        &self,
+        scratch: &'s Scratch<T>,
+    ) -> impl Iterator<Item = bool> + use<'s, T> {
+        scratch.values[(self.steps.len() - 1) * scratch.lanes..].iter().map(|&value| as_bool(value))
+    }
+
     /// The reverse sweep behind the evaluation that `scratch` holds: hands `give` the cotangent of everything that the
-    /// expression depends on, from the expression's own, a number a lane.
+    /// expression depends on, from the expression's own, one a lane; none where it has none.
     pub(super) fn pull<T: Number>(
         &self,
         scratch: &mut Scratch<T>,
-        cotangent: &[T],
+        cotangent: impl Iterator<Item = Option<T>>,
         mut give: impl FnMut(Leaf, T),
     ) {
-        let lanes = cotangent.len();
-        let Scratch { values, cotangents } = scratch;
-        let root = (self.steps.len() - 1) * lanes;
+        let Scratch { lanes, ref values, ref mut cotangents } = *scratch;
         cotangents.clear();
-        cotangents.resize(root, None);
-        cotangents.extend(cotangent.iter().copied().map(Some));
+        cotangents.resize((self.steps.len() - 1) * lanes, None);
+        cotangents.extend(cotangent);
         let add = |cotangents: &mut [Option<T>], at: usize, what: Option<T>| {
             cotangents[at] = sum(cotangents[at], what);
         };
@@ -214,7 +191,7 @@ impl Function {
                 // What is added to an argument of which the operation has this slope; none where it is constant.
                 let through = |result: Dual<T>| result.tangent.map(|slope| mine * slope);
                 match *step {
-                    Step::Var(Var::Score) => give(Leaf::Score, mine),
+                    Step::Var(Var::Score) => give(Leaf::Score { lane }, mine),
                     Step::Var(Var::X) => give(Leaf::X { lane }, mine),
                     Step::Var(Var::Stage(k)) => give(Leaf::Stage(usize::from(k)), mine),
                     Step::Load { number, ref extents, ref index } => {
@@ -275,7 +252,7 @@ impl Step {
             Self::Float(value) => Value::F(T::of(value)),
             Self::Int(value) => Value::I(value),
             Self::Bool(value) => Value::B(value),
-            Self::Var(Var::Score) => Value::F(site.score),
+            Self::Var(Var::Score) => Value::F(site.scores[lane]),
             Self::Var(Var::X) => Value::F(site.x[lane]),
             Self::Var(Var::Stage(k)) => Value::F(site.stages[usize::from(k)]),
             // No expression of a program has another variable.
@@ -311,7 +288,7 @@ impl Step {
             Self::Powi(a, exponent) => Value::F(as_number(argument(a)).powi(exponent)),
             Self::Random(low, high) => {
                 let seed = [as_int(argument(low)) as u32, as_int(argument(high)) as u32];
-                let (row, query, key) = (site.row as u64, site.query as u64, site.key as u64);
+                let (row, query, key) = (site.row as u64, site.query as u64, site.key(lane).number as u64);
                 Value::F(T::of(random::uniform(seed, row, query, key)))
             }
         }
@@ -319,15 +296,19 @@ impl Step {
 }
 
 impl<T> Site<'_, T> {
+    fn key(&self, lane: usize) -> &Key {
+        &self.keys[lane.min(self.keys.len() - 1)]
+    }
+
     fn index(&self, index: Index, lane: usize) -> usize {
         match index {
             Index::Batch => self.batch,
             Index::Head => self.head,
             Index::HeadKv => self.head_kv,
             Index::Query => self.query,
-            Index::Key => self.key,
+            Index::Key => self.key(lane).number,
             Index::QueryAxis(axis) => self.query_at[usize::from(axis)],
-            Index::KeyAxis(axis) => self.key_at[usize::from(axis)],
+            Index::KeyAxis(axis) => self.key(lane).at[usize::from(axis)],
             Index::Lane => lane,
             Index::Dim => self.x.len(),
         }

@@ -2,7 +2,7 @@
 
 use super::function::{Captured, Function, Leaf, Scratch, Site};
 use super::number::Number;
-use super::rows::{Keys, coordinates};
+use super::rows::{Key, Keys, coordinates};
 use crate::problem::Problem;
 use crate::program::{Algorithm, Expr, Reduce};
 
@@ -69,7 +69,8 @@ impl Functions {
         which.for_each(problem, |number, site| {
             let range = number * dim..(number + 1) * dim;
             let site = Site { x: &vectors[range.clone()], ..site };
-            function.vector(&site, captures, &mut scratch, &mut result[range]);
+            function.evaluate(&site, dim, captures, &mut scratch);
+            result[range].iter_mut().zip(function.numbers(&scratch)).for_each(|(to, x)| *to = x);
         });
         result
     }
@@ -88,16 +89,16 @@ impl Functions {
         let Some(function) = &self.mods[which as usize] else { return cotangents };
         let dim = which.dim(problem);
         let (mut scratch, mut result) = (Scratch::default(), vec![T::of(0.0); vectors.len()]);
-        let mut value = vec![T::of(0.0); dim];
         which.for_each(problem, |number, site| {
             let range = number * dim..(number + 1) * dim;
             let site = Site { x: &vectors[range.clone()], ..site };
-            function.vector(&site, captures, &mut scratch, &mut value);
+            function.evaluate(&site, dim, captures, &mut scratch);
             let to = &mut result[range.clone()];
-            function.pull(&mut scratch, &cotangents[range], |leaf, cotangent| match leaf {
+            let own = cotangents[range].iter().copied().map(Some);
+            function.pull(&mut scratch, own, |leaf, cotangent| match leaf {
                 Leaf::X { lane } => to[lane] = to[lane] + cotangent,
                 Leaf::Captured { number, element } => load(number, element, cotangent),
-                Leaf::Score | Leaf::Stage(_) => {}
+                Leaf::Score { .. } | Leaf::Stage(_) => {}
             });
         });
         result
@@ -141,9 +142,8 @@ impl Vectors {
                             row: batch * problem.heads() + head,
                             query: token,
                             query_at: at,
-                            key: token,
-                            key_at: at,
-                            score: T::of(0.0),
+                            keys: &[Key::token(token, at)],
+                            scores: &[],
                             x: &[],
                             stages: &[],
                         },

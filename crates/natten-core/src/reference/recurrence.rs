@@ -18,6 +18,7 @@ use super::attention::{Attention, Gradients};
 use super::function::{Function, Scratch, Site};
 use super::functions::Vectors;
 use super::number::{Number, add_scaled, dot};
+use super::rows::Key;
 use super::tensors::Tensors;
 use crate::problem::Problem;
 use crate::role::Role;
@@ -49,17 +50,17 @@ impl Head {
         (query, attention.keys.vector(self.batch, token, self.head_kv))
     }
 
-    fn site<T: Number>(&self, problem: &Problem, token: usize) -> Site<'static, T> {
+    /// The site of a token, which is the query and the key of the decay.
+    fn site<'k, T>(&self, problem: &Problem, token: &'k Key) -> Site<'k, T> {
         Site {
             batch: self.batch,
             head: self.head,
             head_kv: self.head_kv,
             row: self.number(problem),
-            query: token,
-            query_at: [token, 0, 0],
-            key: token,
-            key_at: [token, 0, 0],
-            score: T::of(0.0),
+            query: token.number,
+            query_at: token.at,
+            keys: std::slice::from_ref(token),
+            scores: &[],
             x: &[],
             stages: &[],
         }
@@ -79,8 +80,7 @@ impl<T: Number> Attention<'_, T> {
             let state = &mut state[place..place + dim * dim_v];
             for token in 0..self.keys.tokens {
                 let (query, key) = head.vectors(self, token);
-                let site = head.site(self.problem, token);
-                let factor = decay.number(&site, &self.captures, &mut scratch).exp();
+                let factor = self.decay(decay, &head, token, &mut scratch).exp();
                 self.step(state, factor, key);
                 let output = &mut output[query * dim_v..(query + 1) * dim_v];
                 for (lane, &q) in self.vector(Vectors::Queries, query).iter().enumerate() {
@@ -92,6 +92,13 @@ impl<T: Number> Attention<'_, T> {
         results.insert(Role::Output, output);
         results.insert(Role::FinalState, state);
         results
+    }
+
+    /// `l_t`, left evaluated in `scratch`.
+    fn decay(&self, decay: &Function, head: &Head, token: usize, scratch: &mut Scratch<T>) -> T {
+        let token = Key::token(token, [token, 0, 0]);
+        decay.evaluate(&head.site(self.problem, &token), 1, &self.captures, scratch);
+        decay.numbers(scratch).fold(T::of(0.0), |_, number| number)
     }
 
     /// `S = factor S + k' v'ᵀ`.
@@ -124,8 +131,7 @@ impl<T: Number> Attention<'_, T> {
             let mut states = initial[place..place + size].to_vec();
             let mut factors = Vec::with_capacity(tokens);
             for token in 0..tokens {
-                let site = head.site(self.problem, token);
-                let factor = decay.number(&site, &self.captures, &mut scratch).exp();
+                let factor = self.decay(decay, &head, token, &mut scratch).exp();
                 factors.push(factor);
                 states.extend_from_within(token * size..);
                 self.step(&mut states[(token + 1) * size..], factor, head.vectors(self, token).1);
@@ -148,9 +154,9 @@ impl<T: Number> Attention<'_, T> {
                     add_scaled(gradients.vector(Vectors::Values, self.problem, key), k, grad_row);
                 }
                 let grad_decay = factors[token] * dot(before, grad_state);
-                let site = head.site(self.problem, token);
-                decay.number(&site, &self.captures, &mut scratch);
-                decay.pull(&mut scratch, &[grad_decay], |leaf, cotangent| gradients.load(leaf, cotangent));
+                self.decay(decay, &head, token, &mut scratch);
+                let load = |leaf, cotangent| gradients.load(leaf, cotangent);
+                decay.pull(&mut scratch, std::iter::once(Some(grad_decay)), load);
                 grad_state.iter_mut().for_each(|s| *s = factors[token] * *s);
             }
         }

@@ -26,23 +26,19 @@ pub(super) struct Row<'k> {
     pub(super) head_kv: usize,
     pub(super) query: usize,
     pub(super) query_at: [usize; 3],
+    /// The place of the query's vector among all.
+    pub(super) vector: usize,
     /// Its keys: of its window, then the additional ones.
     pub(super) keys: &'k [Key],
 }
 
 impl Row<'_> {
-    /// The place of the query's vector among all.
-    pub(super) fn vector(&self, problem: &Problem) -> usize {
-        let queries = problem.neighborhood().query_shape().iter().product::<usize>();
-        (self.batch * queries + self.query) * problem.heads() + self.head
-    }
-
-    /// A pair's site.
+    /// The site of some of the row's pairs.
     pub(super) fn site<'s, T>(
         &self,
         problem: &Problem,
-        key: &Key,
-        score: T,
+        keys: &'s [Key],
+        scores: &'s [T],
         x: &'s [T],
         stages: &'s [T],
     ) -> Site<'s, T> {
@@ -53,9 +49,8 @@ impl Row<'_> {
             row: self.batch * problem.heads() + self.head,
             query: self.query,
             query_at: self.query_at,
-            key: key.number,
-            key_at: key.at,
-            score,
+            keys,
+            scores,
             x,
             stages,
         }
@@ -113,6 +108,13 @@ pub(super) fn coordinates(mut number: usize, shape: &[usize]) -> [usize; 3] {
     at
 }
 
+impl Key {
+    /// A token of a sequence or a grid, seen by itself.
+    pub(super) const fn token(number: usize, at: [usize; 3]) -> Self {
+        Self { number, at, bias: 0, slot: 0, is_additional: false }
+    }
+}
+
 /// Every query of every head, in the order of memory.
 pub(super) fn for_each_row(problem: &Problem, mut visit: impl FnMut(&Row<'_>)) {
     let neighborhood = problem.neighborhood();
@@ -125,14 +127,16 @@ pub(super) fn for_each_row(problem: &Problem, mut visit: impl FnMut(&Row<'_>)) {
         slot: neighborhood.window_len() + n,
         is_additional: true,
     });
-    for query in 0..query_shape.iter().product() {
+    let queries = query_shape.iter().product();
+    for query in 0..queries {
         let query_at = coordinates(query, &query_shape);
         let mut keys = visible(neighborhood.user_axes(), &key_shape, query_at);
         keys.extend(additional.clone());
         for batch in 0..problem.batch() {
             for head in 0..problem.heads() {
                 let head_kv = head / problem.heads_per_kv();
-                visit(&Row { batch, head, head_kv, query, query_at, keys: &keys });
+                let vector = (batch * queries + query) * problem.heads() + head;
+                visit(&Row { batch, head, head_kv, query, query_at, vector, keys: &keys });
             }
         }
     }
@@ -140,8 +144,7 @@ pub(super) fn for_each_row(problem: &Problem, mut visit: impl FnMut(&Row<'_>)) {
 
 /// The keys of a query's window, in row-major order.
 fn visible(axes: &[Axis], key_shape: &[usize], query: [usize; 3]) -> Vec<Key> {
-    let none = Key { number: 0, at: [0; 3], bias: 0, slot: 0, is_additional: false };
-    let mut keys = vec![none];
+    let mut keys = vec![Key::token(0, [0; 3])];
     for (a, axis) in axes.iter().enumerate() {
         let (group, position) = axis.locate(query[a]);
         let window = axis.window(group, position);

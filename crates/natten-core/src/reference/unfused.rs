@@ -16,7 +16,7 @@ impl<T: Number> Attention<'_, T> {
         ((row.batch * self.problem.heads() + row.head) * queries + row.query) * slots + key.slot
     }
 
-    fn weights(&self, fill: f64) -> Vec<T> {
+    fn every_slot(&self, fill: f64) -> Vec<T> {
         vec![T::of(fill); self.problem.shape(Role::Attention).iter().product()]
     }
 
@@ -29,12 +29,12 @@ impl<T: Number> Attention<'_, T> {
     /// The place of a pair's value, and of its output's first element.
     fn ends(&self, row: &Row<'_>, key: &Key) -> (usize, usize) {
         let value = self.keys.vector(row.batch, key.number, row.head_kv);
-        (value, row.vector(self.problem) * self.problem.head_dim_v())
+        (value, row.vector * self.problem.head_dim_v())
     }
 
     /// `attention`.
     pub(super) fn qk(&self) -> Tensors<T> {
-        let mut attention = self.weights(f64::NEG_INFINITY);
+        let mut attention = self.every_slot(f64::NEG_INFINITY);
         self.each_pair(|row, key, slot| attention[slot] = self.score(row, key));
         let mut results = Tensors::default();
         results.insert(Role::Attention, attention);
@@ -64,7 +64,7 @@ impl<T: Number> Attention<'_, T> {
     /// The gradients of the weights and the values.
     pub(super) fn av_backward(&self, attention: &[T], grad_output: &[T]) -> Tensors<T> {
         let dim = self.problem.head_dim_v();
-        let mut grad_attention = self.weights(0.0);
+        let mut grad_attention = self.every_slot(0.0);
         let mut gradients = Gradients::zeros(self);
         self.each_pair(|row, key, slot| {
             let (value, from) = self.ends(row, key);
