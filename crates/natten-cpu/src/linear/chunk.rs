@@ -63,7 +63,11 @@ impl Cut {
     }
 
     /// Where a chunk's tokens lie among all rows'.
-    pub(super) const fn numbers_of(&self, row: usize, (first, count): (usize, usize)) -> std::ops::Range<usize> {
+    pub(super) const fn numbers_of(
+        &self,
+        row: usize,
+        (first, count): (usize, usize),
+    ) -> std::ops::Range<usize> {
         let at = row * self.tokens + first;
         at..at + count
     }
@@ -112,13 +116,28 @@ impl Cut {
             rest = after;
             part
         };
-        let [query, key, value, grad, turned, scores, grads, scaled, between, sums, sums_key, sums_value, turned_state, state, part] =
-            self.matrices().map(|(rows, stride)| Matrix {
-                value: take(rows * stride),
-                tangent: if self.has_tangents { take(rows * stride) } else { &mut [] },
-                stride,
-                is_constant: false,
-            });
+        let [
+            query,
+            key,
+            value,
+            grad,
+            turned,
+            scores,
+            grads,
+            scaled,
+            between,
+            sums,
+            sums_key,
+            sums_value,
+            turned_state,
+            state,
+            part,
+        ] = self.matrices().map(|(rows, stride)| Matrix {
+            value: take(rows * stride),
+            tangent: if self.has_tangents { take(rows * stride) } else { &mut [] },
+            stride,
+            is_constant: false,
+        });
         let numbers = std::array::from_fn(|_| take(self.width));
         Scratch {
             query,

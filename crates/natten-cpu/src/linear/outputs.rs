@@ -7,10 +7,10 @@
 use crate::element::Real;
 use crate::simd::Simd;
 
+use super::Kernel;
 use super::chunk::{Factors, Scratch, Sums};
 use super::matrix::{Extents, Matrix, multiply, transpose};
 use super::states::exchange;
-use super::Kernel;
 use super::vectors::Run;
 
 /// Tokens of a chunk whose products with earlier tokens are computed together, those with later ones among them wasted.
@@ -65,7 +65,13 @@ impl<R: Real> Kernel<'_, R> {
             let extents = Extents { rows, columns: dim, depth: first + rows };
             // SAFETY: the caller's.
             unsafe {
-                multiply::<S>(extents, weights.side().at(first, 0), right.side(), to.below(first).result(), false);
+                multiply::<S>(
+                    extents,
+                    weights.side().at(first, 0),
+                    right.side(),
+                    to.below(first).result(),
+                    false,
+                );
             }
         }
     }
@@ -75,7 +81,12 @@ impl<R: Real> Kernel<'_, R> {
     /// # Safety
     /// The processor has `S`.
     #[inline(always)]
-    unsafe fn weigh<S: Simd<T = R>>(&self, sums: Sums<'_>, factors: &mut Factors<'_, R>, scores: &mut Matrix<'_, R>) {
+    unsafe fn weigh<S: Simd<T = R>>(
+        &self,
+        sums: Sums<'_>,
+        factors: &mut Factors<'_, R>,
+        scores: &mut Matrix<'_, R>,
+    ) {
         let stride = scores.stride;
         for a in 0..sums.value.len() {
             sums.up_to::<S>(a, factors);
@@ -186,7 +197,13 @@ impl<R: Real> Kernel<'_, R> {
 
 /// Multiplies a row with its decays and the scale; what is later than token `a` becomes zero.
 #[inline(always)]
-pub(super) fn decay_row<R: Real>(scale: R, factors: &Factors<'_, R>, a: usize, row: &mut [R], tangents: &mut [R]) {
+pub(super) fn decay_row<R: Real>(
+    scale: R,
+    factors: &Factors<'_, R>,
+    a: usize,
+    row: &mut [R],
+    tangents: &mut [R],
+) {
     for (value, &factor) in row[..=a].iter_mut().zip(&*factors.value) {
         *value = scale * factor * *value;
     }

@@ -49,7 +49,11 @@ impl Layout {
     }
 
     /// The copies that a run has to make, in `memory`, which has `len` elements.
-    pub(super) fn copies<'t, R: Real>(&self, tensors: &Tensors<'t, 't, '_>, memory: &mut [R]) -> Copies<'t, R> {
+    pub(super) fn copies<'t, R: Real>(
+        &self,
+        tensors: &Tensors<'t, 't, '_>,
+        memory: &mut [R],
+    ) -> Copies<'t, R> {
         let mut copies = Copies { list: [const { None }; 2 * MAX_CAPTURES] };
         for (slot, copy) in self.slots.iter().zip(&mut copies.list) {
             let view = tensors.input(slot.role);
@@ -57,9 +61,11 @@ impl Layout {
                 DType::I32 => true,
                 dtype => dtype == R::DTYPE,
             };
-            *copy = view
-                .filter(|view| !(stored(view) && is_contiguous(view)))
-                .map(|view| Copy { view, to: memory.as_mut_ptr().wrapping_add(slot.at), len: slot.len });
+            *copy = view.filter(|view| !(stored(view) && is_contiguous(view))).map(|view| Copy {
+                view,
+                to: memory.as_mut_ptr().wrapping_add(slot.at),
+                len: slot.len,
+            });
         }
         copies
     }

@@ -117,8 +117,8 @@ impl Programs {
         Self::supports(problem, request)?;
         let tangents = Tangents::of(problem, request);
         let wants = Wants::of(problem, request);
-        let has_cotangent = problem.has_logsumexp() && request.gives(Role::GradLogsumexp)
-            || tangents.grad_logsumexp;
+        let has_cotangent =
+            problem.has_logsumexp() && request.gives(Role::GradLogsumexp) || tangents.grad_logsumexp;
         let passes = Passes::new(problem, request.op, &tangents, &wants, has_cotangent)?;
         let context = |direction| Context {
             direction,
@@ -148,8 +148,13 @@ impl Programs {
             .collect();
         let partials = bias_partials_per_head(problem.heads());
         let tables = tables::Layout::new(problem, &wants.captures, &loads, partials);
-        let rows: usize =
-            problem.shape(Role::Output).iter().rev().skip(1).product::<usize>().saturating_mul(passes.keys.stored.len());
+        let rows: usize = problem
+            .shape(Role::Output)
+            .iter()
+            .rev()
+            .skip(1)
+            .product::<usize>()
+            .saturating_mul(passes.keys.stored.len());
         let bias_entries: usize = if wants.rpb { problem.shape(Role::Rpb)[1..].iter().product() } else { 0 };
         let bias_tables = problem.heads() * tables.pieces();
         let layout = WorkspaceLayout {
@@ -241,9 +246,10 @@ impl Programs {
             Op::BackwardJvp => (Role::Grad2GradOutput, Role::Grad2GradLogsumexp),
             _ => (Role::TangentOutput, Role::TangentLogsumexp),
         };
-        let written = [Role::Output, tangent_output].map(|role| tensors.output(role).map(Tokens::<R>::output));
-        let written_rows =
-            [Role::Logsumexp, tangent_logsumexp].map(|role| tensors.output(role).map(Tokens::<R>::row_output));
+        let written =
+            [Role::Output, tangent_output].map(|role| tensors.output(role).map(Tokens::<R>::output));
+        let written_rows = [Role::Logsumexp, tangent_logsumexp]
+            .map(|role| tensors.output(role).map(Tokens::<R>::row_output));
         let tensors = &*tensors;
         let vectors = |role| tensors.input(role).map(Tokens::<R>::input);
         let dual = |role: Role| [vectors(role), role.tangent().and_then(vectors)];
@@ -325,7 +331,12 @@ impl Programs {
     }
 
     /// Sums the gradient tables of captured tensors into their results.
-    fn sum_tables<R: Real>(&self, tables: &Tables<'_>, tensors: &mut Tensors<'_, '_, '_>, scratch: &mut [Line]) {
+    fn sum_tables<R: Real>(
+        &self,
+        tables: &Tables<'_>,
+        tensors: &mut Tensors<'_, '_, '_>,
+        scratch: &mut [Line],
+    ) {
         for (table, capture) in self.tables.captures().enumerate() {
             let role = match self.request.op {
                 Op::BackwardJvp => Role::Grad2Capture(capture),
@@ -420,9 +431,8 @@ fn sizes(
 ) -> ScratchSizes {
     let width = 2 * lanes;
     let dims = [problem.head_dim(), problem.head_dim_v()];
-    let any = |of: fn(&SweepCode) -> [bool; 4]| {
-        std::array::from_fn(|v| passes.codes().any(|code| of(code)[v]))
-    };
+    let any =
+        |of: fn(&SweepCode) -> [bool; 4]| std::array::from_fn(|v| passes.codes().any(|code| of(code)[v]));
     let steps = &passes.queries.steps;
     let writes_output = steps.iter().any(|step| matches!(step, Step::Output));
     let reads_output = steps.iter().any(|step| matches!(step, Step::Delta(_)));

@@ -111,7 +111,13 @@ pub(super) struct Passes {
 }
 
 impl Passes {
-    pub(super) fn new(problem: &Problem, op: Op, tangents: &Tangents, wants: &Wants, has_cotangent: bool) -> Result<Self> {
+    pub(super) fn new(
+        problem: &Problem,
+        op: Op,
+        tangents: &Tangents,
+        wants: &Wants,
+        has_cotangent: bool,
+    ) -> Result<Self> {
         Deriver::new(problem, op, tangents, wants, has_cotangent).derive()
     }
 
@@ -135,7 +141,13 @@ struct Deriver<'a> {
 }
 
 impl<'a> Deriver<'a> {
-    fn new(problem: &'a Problem, op: Op, tangents: &'a Tangents, wants: &'a Wants, has_cotangent: bool) -> Self {
+    fn new(
+        problem: &'a Problem,
+        op: Op,
+        tangents: &'a Tangents,
+        wants: &'a Wants,
+        has_cotangent: bool,
+    ) -> Self {
         let sources: &[bool] = if problem.additional_tokens() > 0 { &[false, true] } else { &[false] };
         let given = tangents.given();
         let lowered = sources
@@ -195,7 +207,8 @@ impl<'a> Deriver<'a> {
             self.steps.push(Step::Store);
         }
         if self.is_backward() && self.wants.of_queries() {
-            let sweep = self.sweep(|this, g, lowered, is_window| this.gradients_of_queries(g, lowered, is_window))?;
+            let sweep =
+                self.sweep(|this, g, lowered, is_window| this.gradients_of_queries(g, lowered, is_window))?;
             self.steps.push(Step::Sweep(sweep));
         }
         let slots = logsumexp.map(|k| [Var::Stage(k), Var::Tangent(Primal::Stage(k))]);
@@ -242,7 +255,9 @@ impl<'a> Deriver<'a> {
     }
 
     fn uses(&self, var: Var) -> bool {
-        self.lowered.iter().any(|lowered| self.functions(lowered).iter().any(|&f| depends_on(&lowered.graph, f, var)))
+        self.lowered
+            .iter()
+            .any(|lowered| self.functions(lowered).iter().any(|&f| depends_on(&lowered.graph, f, var)))
     }
 
     /// The stages that something depends on: the logsumexps, which tell dead rows, and what the functions are of.
@@ -266,17 +281,20 @@ impl<'a> Deriver<'a> {
     }
 
     /// A sweep with stationary queries over both sources.
-    fn sweep(
-        &mut self,
-        wanted: impl Fn(&mut Self, &mut Graph, &Lowered, bool) -> Wanted,
-    ) -> Result<Sweep> {
+    fn sweep(&mut self, wanted: impl Fn(&mut Self, &mut Graph, &Lowered, bool) -> Wanted) -> Result<Sweep> {
         let mut codes = [None, None];
         for source in 0..self.lowered.len() {
             let lowered = self.lowered[source].clone();
             let mut graph = lowered.graph.clone();
             let wanted = wanted(self, &mut graph, &lowered, source == 0);
             let sources = |var: Var| self.numbers.find(number_of(var, &wanted)).map(Source::Lane);
-            let code = SweepCode::new(&self.context(Direction::Keys, source), &graph, &wanted, &sources, &self.numbers)?;
+            let code = SweepCode::new(
+                &self.context(Direction::Keys, source),
+                &graph,
+                &wanted,
+                &sources,
+                &self.numbers,
+            )?;
             codes[source] = Some(code).filter(|code| !code.is_empty());
         }
         Ok(Sweep { codes })
@@ -312,7 +330,9 @@ impl<'a> Deriver<'a> {
                 self.numbers.slot(Number::Total(k));
                 wanted.columns.push((k, stage.element.value));
             }
-            reduce => wanted.reduced.push((stage.element.value, Reduction { reduce, slot, is_scaled: false })),
+            reduce => {
+                wanted.reduced.push((stage.element.value, Reduction { reduce, slot, is_scaled: false }))
+            }
         }
     }
 
@@ -386,9 +406,8 @@ impl<'a> Deriver<'a> {
             _ => None,
         };
         // A sum's tangent can be summed beside it, and so can that of the logsumexp whose exponentials are there.
-        let is_simple = |k: &u8| {
-            self.lowered[0].stages[usize::from(*k)].reduce == Reduce::Sum || exponential == Some(*k)
-        };
+        let is_simple =
+            |k: &u8| self.lowered[0].stages[usize::from(*k)].reduce == Reduce::Sum || exponential == Some(*k);
         let one_sweep = algorithm != Algorithm::TwoPass && (!tangents || stages.iter().all(is_simple));
         let sums = self.is_backward() || self.wants.output;
         if !one_sweep {
@@ -470,7 +489,8 @@ impl<'a> Deriver<'a> {
         let values = [factor, lowered.factor_tangent].map(|expr| g.substitute(expr, &replace));
         let mut slots = [None; 2];
         let mut outputs = Vec::new();
-        for (n, (expr, number)) in values.into_iter().zip([Number::Factor, Number::FactorTangent]).enumerate() {
+        for (n, (expr, number)) in values.into_iter().zip([Number::Factor, Number::FactorTangent]).enumerate()
+        {
             let is_default = if n == 0 { g.is_one(expr) } else { g.is_zero(expr) };
             if expr == inverse {
                 slots[n] = self.numbers.find(Number::Inverse);
@@ -499,7 +519,8 @@ impl<'a> Deriver<'a> {
         };
         let exprs: Vec<Output> = outputs.iter().map(|&(expr, _)| Output::Tile(expr)).collect();
         let code = self.context(Direction::Keys, 0).code(graph, &exprs, &sources)?;
-        self.steps.push(Step::Row(RowCode { code, outputs: outputs.iter().map(|&(_, slot)| slot).collect() }));
+        self.steps
+            .push(Step::Row(RowCode { code, outputs: outputs.iter().map(|&(_, slot)| slot).collect() }));
         Ok(())
     }
 
@@ -541,13 +562,17 @@ impl<'a> Deriver<'a> {
                     let mut wanted = Wanted::default();
                     let list = cotangents(&lowered.grad_stages);
                     let reduction = |slot| Reduction { reduce: Reduce::Sum, slot, is_scaled: false };
-                    wanted.reduced =
-                        used.iter().zip(&slots).map(|(&which, &slot)| (of(list, which), reduction(slot))).collect();
+                    wanted.reduced = used
+                        .iter()
+                        .zip(&slots)
+                        .map(|(&which, &slot)| (of(list, which), reduction(slot)))
+                        .collect();
                     wanted
                 })?;
                 self.steps.push(Step::Sweep(sweep));
                 let Some(k) = self.lowered[0].logsumexp else { return Ok(()) };
-                let direct = [Var::GradLogsumexp, Var::Tangent(Primal::GradLogsumexp)].into_iter().zip(vars(k));
+                let direct =
+                    [Var::GradLogsumexp, Var::Tangent(Primal::GradLogsumexp)].into_iter().zip(vars(k));
                 let slot = |var| self.numbers.find(Number::Var(var));
                 let sums: Vec<(usize, usize)> =
                     direct.filter_map(|(from, to)| slot(from).zip(slot(to))).collect();
@@ -598,7 +623,8 @@ impl<'a> Deriver<'a> {
     }
 
     fn keys(&mut self, lse_stages: &[usize]) -> Result<KeyPass> {
-        let none = KeyPass { sweep: Sweep { codes: [None, None] }, stored: Vec::new(), lse_stages: Vec::new() };
+        let none =
+            KeyPass { sweep: Sweep { codes: [None, None] }, stored: Vec::new(), lse_stages: Vec::new() };
         if !self.is_backward() || !self.wants.of_keys() && !self.wants.of_additional() {
             return Ok(none);
         }
@@ -613,10 +639,18 @@ impl<'a> Deriver<'a> {
                 };
                 let mut wanted = Wanted::default();
                 if key {
-                    wanted.products.extend(self.terms(lowered.grad_score, [Vectors::A, Vectors::ATangent], Sums::A));
+                    wanted.products.extend(self.terms(
+                        lowered.grad_score,
+                        [Vectors::A, Vectors::ATangent],
+                        Sums::A,
+                    ));
                 }
                 if value {
-                    wanted.products.extend(self.terms(lowered.weight, [Vectors::B, Vectors::BTangent], Sums::B));
+                    wanted.products.extend(self.terms(
+                        lowered.weight,
+                        [Vectors::B, Vectors::BTangent],
+                        Sums::B,
+                    ));
                 }
                 wanted
             })
@@ -626,7 +660,8 @@ impl<'a> Deriver<'a> {
                 wanted.products.iter().any(|&(expr, ..)| depends_on(&lowered.graph, expr, var))
             })
         };
-        let mut stored: Vec<usize> = self.numbers.variables().filter(|&(_, var)| is_read(var)).map(|(slot, _)| slot).collect();
+        let mut stored: Vec<usize> =
+            self.numbers.variables().filter(|&(_, var)| is_read(var)).map(|(slot, _)| slot).collect();
         stored.extend(lse_stages.iter().copied().filter(|slot| !stored.contains(slot)).collect::<Vec<_>>());
         let place = |slot: usize| stored.iter().position(|&known| known == slot);
         let mut codes = [None, None];

@@ -43,7 +43,14 @@ impl Grid {
 
     /// The offsets of a row's `lanes` lanes; rows of registers are `stride` apart.
     #[inline(always)]
-    pub(super) fn row(&self, place: &Place, at: impl Fn(usize) -> i32, row: usize, lanes: usize, stride: usize) -> Offsets {
+    pub(super) fn row(
+        &self,
+        place: &Place,
+        at: impl Fn(usize) -> i32,
+        row: usize,
+        lanes: usize,
+        stride: usize,
+    ) -> Offsets {
         let mut first = 0;
         for (axis, register) in place.axes.iter().enumerate().filter(|(_, register)| !register.lanes) {
             first += self.step(axis, at(register.row(row, stride)));
@@ -129,7 +136,14 @@ impl Captured {
 
     /// Loads the lanes of a row as numbers.
     #[inline(always)]
-    pub(super) fn numbers<R: Real>(&self, place: &Place, at: &[i32], row: usize, stride: usize, to: &mut [R]) {
+    pub(super) fn numbers<R: Real>(
+        &self,
+        place: &Place,
+        at: &[i32],
+        row: usize,
+        stride: usize,
+        to: &mut [R],
+    ) {
         match self.grid.row(place, |i| at[i], row, to.len(), stride) {
             // SAFETY: every index was clamped into its axis, and the view was checked against its memory when it was made.
             Offsets::Even(first, step) if self.dtype.accumulator() == R::DTYPE => unsafe {
@@ -153,7 +167,14 @@ impl Captured {
 
     /// Loads the lanes of a row as integers.
     #[inline(always)]
-    pub(super) fn integers(&self, place: &Place, at: &[Cell<i32>], row: usize, stride: usize, to: &[Cell<i32>]) {
+    pub(super) fn integers(
+        &self,
+        place: &Place,
+        at: &[Cell<i32>],
+        row: usize,
+        stride: usize,
+        to: &[Cell<i32>],
+    ) {
         let offsets = self.grid.row(place, |i| at[i].get(), row, to.len(), stride);
         for (lane, to) in to.iter().enumerate() {
             let offset = match offsets {
