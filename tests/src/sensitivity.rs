@@ -32,7 +32,7 @@
 //! to time, as backends do.
 //!
 //! A query that sees no key has the results 0, and so have the gradients of a key that no query sees: the bound is 0.
-//! Who sees whom is counted by the oracle, see [`Seen`].
+//! Who sees whom is counted by the oracle, see `Seen`.
 
 use std::collections::HashMap;
 

@@ -560,11 +560,11 @@ impl Graph {
     pub fn substitute(&mut self, expr: Expr, replace: &HashMap<Expr, Expr>) -> Expr {
         let reached = self.reached(&[expr]);
         let mut now: Vec<Expr> = Vec::with_capacity(expr.index() + 1);
-        for at in 0..=expr.index() {
+        for (at, &is_reached) in reached.iter().enumerate().take(expr.index() + 1) {
             let old = Expr(at as u32);
             let new = match replace.get(&old) {
                 Some(&new) => new,
-                None if !reached[at] => old,
+                None if !is_reached => old,
                 None => {
                     let node = self.node(old).clone();
                     self.rebuild(old, &node, |argument| now[argument.index()])

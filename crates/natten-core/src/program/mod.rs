@@ -364,7 +364,11 @@ impl ProgramBuilder {
     }
 
     /// Dropout of weights with probability `p`, the mask drawn from `seed`: the same on every backend, in every pass.
+    /// A probability of zero is no dropout.
     pub fn dropout(self, p: f64, seed: u64) -> Self {
+        if p == 0.0 {
+            return self;
+        }
         self.post(format!("select(random({seed}) >= {p:?}, {:?}, 0.0)", 1.0 / (1.0 - p)))
     }
 

@@ -120,6 +120,7 @@ impl<T: Number> Mul for Dual<T> {
 impl<T: Number> Div for Dual<T> {
     type Output = Self;
 
+    #[expect(clippy::suspicious_arithmetic_impl, reason = "the quotient rule multiplies")]
     fn div(self, other: Self) -> Self {
         let value = self.value / other.value;
         let by_self = self.tangent.map(|tangent| tangent / other.value);

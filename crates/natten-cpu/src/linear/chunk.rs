@@ -206,7 +206,7 @@ pub(super) struct Sums<'s> {
 impl Sums<'_> {
     /// The decay from a token on to the end: `e^(G_C - G_b)`.
     #[inline(always)]
-    pub(super) fn to_end<S: Simd>(&self, to: &mut Factors<'_, S::T>) {
+    pub(super) fn decay_to_end<S: Simd>(&self, to: &mut Factors<'_, S::T>) {
         let end = |numbers: &[f64]| numbers.last().copied().unwrap_or(0.0);
         let (last, last_tangent) = (end(self.value), end(self.tangent));
         // SAFETY: the caller's processor has `S`: it runs a kernel of it.
@@ -215,7 +215,7 @@ impl Sums<'_> {
 
     /// The decay from the chunk's start up to a token: `e^G_a`.
     #[inline(always)]
-    pub(super) fn from_start<S: Simd>(&self, to: &mut Factors<'_, S::T>) {
+    pub(super) fn decay_from_start<S: Simd>(&self, to: &mut Factors<'_, S::T>) {
         // SAFETY: as above.
         unsafe { to.fill::<S>(self, |sum| sum, |sum| sum) };
     }
@@ -235,7 +235,7 @@ impl Sums<'_> {
     pub(super) fn whole<S: Simd>(&self, numbers: &mut [S::T]) -> (S::T, S::T) {
         let (last, last_tangent) = (self.value.last(), self.tangent.last());
         let whole = Sums { value: last.map_or(&[], std::slice::from_ref), tangent: &[] };
-        whole.from_start::<S>(&mut Factors { value: numbers, tangent: &mut [] });
+        whole.decay_from_start::<S>(&mut Factors { value: numbers, tangent: &mut [] });
         (numbers[0], S::T::of(last_tangent.copied().unwrap_or(0.0)))
     }
 }

@@ -201,7 +201,7 @@ impl<R: Real> Kernel<'_, R> {
         unsafe {
             let state = self.state_of(self.states, row, chunk);
             transpose(dim, dim_v, state.side(), turned_state);
-            sums.from_start::<S>(factors);
+            sums.decay_from_start::<S>(factors);
             factors.scale(grad.side(), count, self.scale, scaled);
             let extents = Extents { rows: count, columns: dim, depth: dim_v };
             multiply::<S>(extents, scaled.side(), turned_state.side(), between.below(0), false);
@@ -216,7 +216,7 @@ impl<R: Real> Kernel<'_, R> {
             if self.results.output.iter().any(Option::is_some) {
                 to.stride = stride_v;
                 self.sum_of_earlier::<S>(cut, dim_v, scores, value, to);
-                self.from_state::<S>(sums, query, &state, factors, scaled, to);
+                self.sum_of_state::<S>(sums, query, &state, factors, scaled, to);
                 self.write::<S>(Run { at, tokens, dim: dim_v }, to, &self.results.output);
             }
         }
@@ -256,7 +256,7 @@ impl<R: Real> Kernel<'_, R> {
         // SAFETY: the caller's.
         unsafe {
             let costate = self.state_of(self.costates, row, chunk);
-            sums.to_end::<S>(factors);
+            sums.decay_to_end::<S>(factors);
             self.sum_of_later::<S>(cut, dim_v, scores, grad, sums_value, !is_first);
             factors.scale(key.side(), count, R::of(1.0), scaled);
             let extents = Extents { rows: count, columns: dim_v, depth: dim };

@@ -127,7 +127,7 @@ impl<R: Real> Kernel<'_, R> {
             self.products::<S>(cut, dim, query, turned, scores);
             self.weigh::<S>(sums, factors, scores);
             self.sum_of_earlier::<S>(cut, dim_v, scores, value, to);
-            self.from_state::<S>(sums, query, state, factors, scaled, to);
+            self.sum_of_state::<S>(sums, query, state, factors, scaled, to);
             self.write::<S>(run(at, dim_v), to, &self.results.output);
         }
     }
@@ -137,7 +137,7 @@ impl<R: Real> Kernel<'_, R> {
     /// # Safety
     /// The processor has `S`.
     #[inline(always)]
-    pub(super) unsafe fn from_state<S: Simd<T = R>>(
+    pub(super) unsafe fn sum_of_state<S: Simd<T = R>>(
         &self,
         sums: Sums<'_>,
         query: &Matrix<'_, R>,
@@ -147,7 +147,7 @@ impl<R: Real> Kernel<'_, R> {
         to: &mut Matrix<'_, R>,
     ) {
         let count = sums.value.len();
-        sums.from_start::<S>(factors);
+        sums.decay_from_start::<S>(factors);
         factors.scale(query.side(), count, self.scale, scaled);
         let extents = Extents { rows: count, columns: self.cut.dims[1], depth: self.cut.dims[0] };
         // SAFETY: the caller's.

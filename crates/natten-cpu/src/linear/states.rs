@@ -39,7 +39,7 @@ impl<R: Real> Kernel<'_, R> {
         to: Matrix<'_, R>,
     ) {
         let count = sums.value.len();
-        sums.to_end::<S>(factors);
+        sums.decay_to_end::<S>(factors);
         factors.scale(key.side(), count, R::of(1.0), scaled);
         let extents = Extents { rows: self.cut.dims[0], columns: self.cut.dims[1], depth: count };
         // SAFETY: the caller's.
@@ -61,7 +61,7 @@ impl<R: Real> Kernel<'_, R> {
         to: Matrix<'_, R>,
     ) {
         let count = sums.value.len();
-        sums.from_start::<S>(factors);
+        sums.decay_from_start::<S>(factors);
         factors.scale(query.side(), count, self.scale, scaled);
         let extents = Extents { rows: self.cut.dims[0], columns: self.cut.dims[1], depth: count };
         // SAFETY: the caller's.

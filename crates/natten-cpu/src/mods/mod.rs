@@ -206,7 +206,7 @@ impl Mods {
         let mut slabs = [Slab::new(&mut []); 2];
         for (buffer, numbers) in self.buffers.iter().zip(buffers) {
             if let Some(at) = roles.iter().position(|role| *role == buffer.role) {
-                slabs[at] = Slab::new(&mut **numbers);
+                slabs[at] = Slab::new(numbers);
             }
         }
         slabs

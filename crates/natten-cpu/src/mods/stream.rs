@@ -270,6 +270,7 @@ impl Stream {
 
     /// Computes a unit's blocks, one after another: `before` sets what a block is computed from beside its tokens' vectors,
     /// `after` takes the results. Both get where the block lies in the workspace.
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that differs between callers")]
     fn blocks<R: Real>(
         &self,
         tape: &Tape,
@@ -334,6 +335,7 @@ impl Stream {
 
     /// Sends gradients of what came of the vectors, `gradients`, the way back: to those of the tensor, and of captured
     /// tensors, into `tables`.
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that differs between callers")]
     pub(super) fn pull<R: Real>(
         &self,
         crew: &Crew,

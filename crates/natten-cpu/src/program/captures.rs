@@ -4,7 +4,7 @@
 use natten_core::{DType, Problem, Role};
 
 use super::walk::MAX_CAPTURES;
-use crate::element::Real;
+use crate::element::{Real, read_number};
 use crate::engine::Tensors;
 use crate::tile::Captured;
 use crate::view::View;
@@ -156,7 +156,14 @@ impl<R: Real> Copies<'_, R> {
                         dtype => {
                             let to = std::slice::from_raw_parts_mut(copy.to.add(first), len);
                             for_each_run(copy.view, first, len, |at, stride, run| {
-                                R::read(dtype, at, stride, &mut to[run]);
+                                if dtype.accumulator() == R::DTYPE {
+                                    return R::read(dtype, at, stride, &mut to[run]);
+                                }
+                                let step = stride * dtype.size().cast_signed();
+                                for (i, to) in to[run].iter_mut().enumerate() {
+                                    let from = at.wrapping_offset(i as isize * step);
+                                    *to = R::of(read_number(dtype, from));
+                                }
                             });
                         }
                     }

@@ -47,7 +47,7 @@ pub(super) struct Finish {
 /// What is done with a box of queries.
 #[derive(Debug)]
 pub(super) enum Step {
-    Sweep(Sweep),
+    Sweep(Box<Sweep>),
     /// Finishes stages, and finds the rows that are dead.
     Finish(Vec<Finish>),
     Row(RowCode),
@@ -86,7 +86,7 @@ impl QueryPass {
 
 fn sweeps_of(steps: &[Step]) -> impl Iterator<Item = &Sweep> {
     steps.iter().filter_map(|step| match step {
-        Step::Sweep(sweep) => Some(sweep),
+        Step::Sweep(sweep) => Some(&**sweep),
         _ => None,
     })
 }
@@ -209,7 +209,7 @@ impl<'a> Deriver<'a> {
         if self.is_backward() && self.wants.of_queries() {
             let sweep =
                 self.sweep(|this, g, lowered, is_window| this.gradients_of_queries(g, lowered, is_window))?;
-            self.steps.push(Step::Sweep(sweep));
+            self.steps.push(Step::Sweep(Box::new(sweep)));
         }
         let slots = logsumexp.map(|k| [Var::Stage(k), Var::Tangent(Primal::Stage(k))]);
         let logsumexp = match slots {
@@ -283,8 +283,7 @@ impl<'a> Deriver<'a> {
     /// A sweep with stationary queries over both sources.
     fn sweep(&mut self, wanted: impl Fn(&mut Self, &mut Graph, &Lowered, bool) -> Wanted) -> Result<Sweep> {
         let mut codes = [None, None];
-        for source in 0..self.lowered.len() {
-            let lowered = self.lowered[source].clone();
+        for (source, lowered) in self.lowered.clone().into_iter().enumerate() {
             let mut graph = lowered.graph.clone();
             let wanted = wanted(self, &mut graph, &lowered, source == 0);
             let sources = |var: Var| self.numbers.find(number_of(var, &wanted)).map(Source::Lane);
@@ -363,7 +362,7 @@ impl<'a> Deriver<'a> {
             }
             wanted
         })?;
-        self.steps.push(Step::Sweep(sweep));
+        self.steps.push(Step::Sweep(Box::new(sweep)));
         self.finish(stages, None, false);
         Ok(())
     }
@@ -392,7 +391,7 @@ impl<'a> Deriver<'a> {
             }
             wanted
         })?;
-        self.steps.push(Step::Sweep(sweep));
+        self.steps.push(Step::Sweep(Box::new(sweep)));
         Ok(())
     }
 
@@ -426,11 +425,11 @@ impl<'a> Deriver<'a> {
                 }
                 wanted
             })?;
-            self.steps.extend([Step::Sweep(sweep), Step::Output]);
+            self.steps.extend([Step::Sweep(Box::new(sweep)), Step::Output]);
             return Ok([None; 2]);
         }
         let sweep = self.sweep(|this, g, lowered, _| this.one_pass(g, lowered, stages, sums))?;
-        self.steps.push(Step::Sweep(sweep));
+        self.steps.push(Step::Sweep(Box::new(sweep)));
         self.finish(stages, exponential, tangents);
         let factor = self.factor(exponential)?;
         self.steps.push(Step::Output);
@@ -569,7 +568,7 @@ impl<'a> Deriver<'a> {
                         .collect();
                     wanted
                 })?;
-                self.steps.push(Step::Sweep(sweep));
+                self.steps.push(Step::Sweep(Box::new(sweep)));
                 let Some(k) = self.lowered[0].logsumexp else { return Ok(()) };
                 let direct =
                     [Var::GradLogsumexp, Var::Tangent(Primal::GradLogsumexp)].into_iter().zip(vars(k));

@@ -311,12 +311,11 @@ impl<R: Real> Walk<'_, R> {
                             output.write(batch, token, head, &sums[at..at + dim]);
                         }
                     }
-                    let dead = [R::NEG_INFINITY, R::ZERO];
-                    for n in 0..2 {
+                    for (n, dead) in [R::NEG_INFINITY, R::ZERO].into_iter().enumerate() {
                         if let Some(logsumexp) =
                             self.operands.logsumexp[n].as_ref().filter(|_| n == 1 || self.op == Op::Forward)
                         {
-                            let value = if is_alive { number(pass.logsumexp[n], dead[n]) } else { dead[n] };
+                            let value = if is_alive { number(pass.logsumexp[n], dead) } else { dead };
                             logsumexp.set_number(batch, token, head, value);
                         }
                     }

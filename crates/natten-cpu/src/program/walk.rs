@@ -95,6 +95,7 @@ impl<R: Real> Walk<'_, R> {
     /// # Safety
     /// The group is inside the tensor.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that differs between callers")]
     pub(super) unsafe fn pack_stationary(
         &self,
         vectors: Vectors,

@@ -2,12 +2,11 @@
 
 use std::cell::Cell;
 
-use half::{bf16, f16};
 use natten_core::program::Buffer;
-use natten_core::{DType, Element, MAX_CAPTURES, Role};
+use natten_core::{DType, MAX_CAPTURES, Role};
 
 use super::Place;
-use crate::element::Real;
+use crate::element::{Real, read_number, write_number};
 use crate::engine::Tensors;
 use crate::view::{MAX_AXES, View, ViewMut};
 
@@ -120,18 +119,8 @@ impl Captured {
     /// The offset is that of an element.
     #[inline(always)]
     unsafe fn number(&self, offset: isize) -> f64 {
-        let from = self.at(offset);
         // SAFETY: the caller's; views are aligned to their type.
-        unsafe {
-            match self.dtype {
-                DType::F64 => from.cast::<f64>().read(),
-                DType::F32 => from.cast::<f32>().read().to_f64(),
-                DType::F16 => Element::to_f64(from.cast::<f16>().read()),
-                DType::Bf16 => Element::to_f64(from.cast::<bf16>().read()),
-                DType::I32 => from.cast::<i32>().read().to_f64(),
-                _ => f64::NAN,
-            }
-        }
+        unsafe { read_number(self.dtype, self.at(offset)) }
     }
 
     /// Loads the lanes of a row as numbers.
@@ -243,15 +232,6 @@ impl Target {
     pub(crate) unsafe fn set(&self, index: usize, value: f64) {
         let to = self.data.wrapping_offset(self.grid.nth(index) * self.dtype.size().cast_signed());
         // SAFETY: the caller's; views are aligned to their type.
-        unsafe {
-            match self.dtype {
-                DType::F64 => to.cast::<f64>().write(value),
-                DType::F32 => to.cast::<f32>().write(Element::from_f64(value)),
-                DType::F16 => to.cast::<f16>().write(Element::from_f64(value)),
-                DType::Bf16 => to.cast::<bf16>().write(Element::from_f64(value)),
-                // Integers have no gradients.
-                _ => {}
-            }
-        }
+        unsafe { write_number(self.dtype, to, value) };
     }
 }

@@ -433,7 +433,7 @@ fn lists_write_once_what_is_shared() {
         .collect();
     let expected = [
         "t1: score - slope[h]; weight: exp(t1); ",
-        "t2: tanh(c*score + 1.0); grad_c +=: weight*t2; ",
+        "t2: tanh(score*c + 1.0); grad_c +=: weight*t2; ",
         "c: t2 - weight; ",
         "a[h]: t2; ",
         "x: slope[h]*t1; ",
