@@ -338,7 +338,7 @@ pub fn check_tensor(
             "cast the tensor, or build the problem with its dtype",
         ));
     }
-    if spec.is_output && !crate::tensor::is_injective(shape, strides) {
+    if spec.is_output && !crate::strides::is_injective(shape, strides) {
         return Err(Error::invalid(
             spec.name.clone(),
             format!("strides {strides:?}"),

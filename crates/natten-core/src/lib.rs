@@ -17,6 +17,7 @@ mod problem;
 pub mod program;
 pub mod reference;
 mod role;
+mod strides;
 mod tensor;
 
 pub use backend::{
@@ -30,7 +31,5 @@ pub use marker::{MaybeSend, MaybeSync};
 pub use merge::{Partial, merge_attentions, merge_attentions_backward};
 pub use problem::{Op, OpRequest, Problem, ProblemBuilder, TensorSpec};
 pub use role::{MAX_CAPTURES, Role, RoleSet};
-pub use tensor::{
-    HostElement, HostSlice, HostSliceMut, HostTensor, Storage, Tensor, check_view, checked_len,
-    contiguous_strides, is_injective,
-};
+pub use strides::{check_view, checked_len, contiguous_strides, is_injective};
+pub use tensor::{HostElement, HostSlice, HostSliceMut, HostTensor, Storage, Tensor};

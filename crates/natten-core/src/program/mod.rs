@@ -29,6 +29,7 @@ pub mod derive;
 pub mod expr;
 mod interval;
 mod lower;
+pub mod numeric;
 pub mod online;
 mod presets;
 pub mod random;
@@ -496,7 +497,7 @@ impl ProgramBuilder {
                     "rename one of the two",
                 ));
             }
-            if capture.shape.contains(&0) || crate::tensor::checked_len(&capture.shape).is_err() {
+            if capture.shape.contains(&0) || crate::checked_len(&capture.shape).is_err() {
                 return Err(Error::invalid(
                     capture.name.clone(),
                     format!("{:?}", capture.shape),

@@ -4,7 +4,7 @@
 
 use super::number::{Dual, Number, binary, sum};
 use super::rows::Key;
-use crate::program::expr::int_binary;
+use crate::program::numeric::int_binary;
 use crate::program::{Binary, Compare, Expr, Graph, Index, Node, Type, Unary, Var, random};
 
 /// A captured tensor, row-major.

@@ -4,7 +4,8 @@
 use std::fmt::Debug;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-use crate::program::expr::{Binary, Unary, float_unary};
+use crate::program::expr::{Binary, Unary};
+use crate::program::numeric::float_unary;
 
 /// A number that functions are computed of.
 pub(super) trait Number:

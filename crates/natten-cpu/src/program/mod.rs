@@ -25,6 +25,7 @@ mod scratch;
 mod sight;
 mod tables;
 mod walk;
+mod zeros;
 
 use bytemuck::cast_slice_mut;
 use natten_core::geometry::Coverage;
@@ -35,7 +36,7 @@ use crate::NAME;
 use crate::element::Real;
 use crate::engine::{Crew, Engine, Line, Tensors, lines};
 use crate::isa::Isa;
-use crate::kernel::{Bias, BiasGradient, bias_partials_per_head};
+use crate::kernel::{Bias, BiasGradient, bias_partials_per_head, sum_bias_tables};
 use crate::lanes::Direction;
 use crate::simd::{self, Outlined, Simd, lanes};
 use crate::tiling::Pass;
@@ -218,7 +219,10 @@ impl Programs {
         self.walk(&walk, Phase::Queries, walk.query_units(), scratch);
         self.walk(&walk, Phase::Keys, walk.key_units(), scratch);
 
-        self.sum_bias::<R>(bias, tensors);
+        let grad_bias = if self.request.op == Op::BackwardJvp { Role::Grad2Rpb } else { Role::GradRpb };
+        if let Some(view) = tensors.output(grad_bias) {
+            sum_bias_tables::<R>(bias, self.tables.pieces(), view);
+        }
         self.sum_tables::<R>(&tables, tensors, scratch);
     }
 
@@ -313,21 +317,6 @@ impl Programs {
                 }
             }
         });
-    }
-
-    /// Sums the partial tables of the bias gradient, in their order.
-    fn sum_bias<R: Real>(&self, tables: &[f64], tensors: &mut Tensors<'_, '_, '_>) {
-        let role = if self.request.op == Op::BackwardJvp { Role::Grad2Rpb } else { Role::GradRpb };
-        let Some(view) = tensors.output(role) else { return };
-        let (heads, parts) = (self.problem.heads(), self.tables.pieces());
-        let entries: usize = view.shape()[1..].iter().product();
-        let table = Entries::new(view);
-        for head in 0..heads {
-            for entry in 0..entries {
-                let sum: f64 = (0..parts).map(|part| tables[(head * parts + part) * entries + entry]).sum();
-                table.set(head * entries + entry, R::of(sum));
-            }
-        }
     }
 
     /// Sums the gradient tables of captured tensors into their results.

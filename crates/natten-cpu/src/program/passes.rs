@@ -16,6 +16,7 @@ use natten_core::{Op, Problem, Result};
 use super::code::{Context, Reduction, Scatter, Sums, SweepCode, Vectors, Wanted};
 use super::given::{Tangents, Wants};
 use super::numbers::{Number, Numbers};
+use super::zeros;
 use crate::lanes::Direction;
 use crate::tile::{Output, Source, TileCode};
 
@@ -154,7 +155,7 @@ impl<'a> Deriver<'a> {
             .iter()
             .map(|&additional| {
                 let mut lowered = Lowered::new(problem.program(), additional, &given);
-                drop_zeros(&mut lowered, has_cotangent);
+                zeros::drop(&mut lowered, has_cotangent);
                 lowered
             })
             .collect();
@@ -693,41 +694,4 @@ fn number_of(var: Var, wanted: &Wanted) -> Number {
 
 fn depends_on(graph: &Graph, expr: Expr, var: Var) -> bool {
     natten_core::program::derive::depends_on(graph, expr, var)
-}
-
-/// Leaves out the cotangent of a logsumexp that is not given, and then cotangents of stages that are zero.
-fn drop_zeros(lowered: &mut Lowered, has_cotangent: bool) {
-    let g = &mut lowered.graph;
-    let zero = g.float(0.0);
-    let mut absent = HashMap::new();
-    if !has_cotangent {
-        for var in [Var::GradLogsumexp, Var::Tangent(Primal::GradLogsumexp)] {
-            absent.insert(g.var(var), zero);
-        }
-    }
-    let replace = |g: &mut Graph, pushed: &mut Pushed, by: &HashMap<Expr, Expr>| {
-        pushed.value = g.substitute(pushed.value, by);
-        pushed.tangent = g.substitute(pushed.tangent, by);
-    };
-    let is_complete = matches!(lowered.grad_stages, GradStages::OfRow(_));
-    let (GradStages::OfRow(list) | GradStages::OfPairs(list)) = &mut lowered.grad_stages else { return };
-    let mut zeros = HashMap::new();
-    for (k, pushed) in list.iter_mut().enumerate() {
-        replace(g, pushed, &absent);
-        let k = k as u8;
-        if !is_complete && has_cotangent && lowered.logsumexp == Some(k) {
-            continue;
-        }
-        for (expr, var) in
-            [(pushed.value, Var::GradStage(k)), (pushed.tangent, Var::Tangent(Primal::GradStage(k)))]
-        {
-            if g.is_zero(expr) {
-                zeros.insert(g.var(var), zero);
-            }
-        }
-    }
-    replace(g, &mut lowered.grad_score, &zeros);
-    for load in &mut lowered.loads {
-        replace(g, &mut load.gradient, &zeros);
-    }
 }

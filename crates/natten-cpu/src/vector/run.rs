@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use natten_core::program::expr::{float_binary, float_unary, int_binary};
+use natten_core::program::numeric::{float_binary, float_unary, int_binary};
 use natten_core::program::{Binary, Compare, Index, Type, Unary, Var};
 
 use super::{Action, CapturedSet, Instruction, Register, Registers, Tape};
