@@ -22,7 +22,7 @@
 //! vector, which share their weights, the bound of a result of `n >= N` terms an element and of the values `r` is
 //!
 //! ```text
-//! |δr_i| <= 4 sqrt(n/N) (δ_i + δ_v) + (e + 3 u sqrt(n)) |r_i| + 3 u sqrt(n) max|r| + t (1 + N max|input|)
+//! |δr_i| <= 6 sqrt(n/N) (δ_i + δ_v) + (e + 3 u sqrt(n)) |r_i| + 3 u sqrt(n) max|r| + t (1 + N max|input|)
 //! ```
 //!
 //! The second term is the rounding of the result and the sum of terms of one sign; the third covers what no relative
@@ -48,9 +48,9 @@ use crate::tolerance::{Numbers, Roundoff};
 /// How often the oracle runs on numbers that are moved.
 pub const RUNS: u32 = 6;
 
-/// What stands before the movements: they are drawn evenly from an interval, and each number that a backend computes is
-/// rounded a few times.
-const FACTOR: f64 = 4.0;
+/// What stands before the movements: they are drawn evenly from an interval, each number that a backend computes is
+/// rounded a few times, and few runs may all miss a direction in which a result moves far.
+const FACTOR: f64 = 6.0;
 
 /// The bounds of every result of an operation, from its inputs as the backend gets them and the oracle's results.
 ///

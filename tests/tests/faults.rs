@@ -319,7 +319,9 @@ fn broken_contracts_are_caught() {
 fn failing_random_cases_are_shrunk() {
     let report = report(Fault::ChangesWindows(|axis| axis.dilation = 1), "random-");
     assert!(report.count(Status::Failed) > 0 && report.count(Status::Passed) > 0, "{report}");
-    let is_random = |outcome: &&Outcome| outcome.case.starts_with("random-");
+    // The wrapper that has the fault makes problems without programs.
+    let is_random =
+        |outcome: &&Outcome| outcome.case.starts_with("random-") && !outcome.case.contains("program");
     for outcome in
         report.outcomes.iter().filter(is_random).filter(|outcome| outcome.status() == Status::Failed)
     {
