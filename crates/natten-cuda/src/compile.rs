@@ -11,8 +11,13 @@ use crate::target::Target;
 use crate::{NAME, error};
 
 /// Options of every kernel, before the architecture's.
-const OPTIONS: [&str; 3] =
-    ["--std=c++17", "--default-device", "--ptxas-options=-v,-warn-spills,-warn-lmem-usage"];
+const OPTIONS: [&str; 5] = [
+    "--std=c++17",
+    "--device-as-default-execution-space",
+    "--ptxas-options=-v",
+    "--ptxas-options=-warn-spills",
+    "--ptxas-options=-warn-lmem-usage",
+];
 
 /// How a user gets the compiler.
 const HINT: &str = "install CUDA's NVRTC 12 or 13 (the Python package nvidia-cuda-nvrtc has it too) and put its folder on \
