@@ -3,8 +3,8 @@
 //
 // A block walks query boxes of WARPGROUPS sub-boxes of 64 queries, one a warpgroup. The keys that the box's queries see
 // are cut into key boxes anchored where the union of the windows starts; the producer loads them, keys and values, into
-// a ring that all warpgroups share. A key box inside the intersection of a warpgroup's windows is used without a mask, one
-// outside their union is skipped, any other gets a bit mask per row. TMA reads the boxes straight from heads-last
+// a ring that all warpgroups share. A key box inside the intersection of a warpgroup's windows is used without a mask, any
+// other gets a bit mask per row. TMA reads the boxes straight from heads-last
 // tensors, fills what lies outside with zeros, and writes them in the swizzled layout that wgmma reads.
 //
 // The scores of the next box are issued before the product of the current weights with their values, so that a
@@ -20,15 +20,23 @@
 //   STAGES ADDITIONAL     boxes in the ring; further keys that every query sees
 //   FOLD_HEADS            1 where head and column share the innermost axis of the tensor maps
 //   SECTION REVERSE       heads that are walked together; 1 to start from the last query box
-//   SKIP                  1 where a warpgroup may have nothing to do in a box of its block
 //   SCALE                 what scores are multiplied with
-//   PRODUCER_REGISTERS CONSUMER_REGISTERS
+//   BLOCKS                blocks that share a multiprocessor; PRODUCER_REGISTERS CONSUMER_REGISTERS a thread
 //   wgmma_scores(float (&)[BOX_KEYS / 2], u64, u64, bool), wgmma_values(float (&)[VALUE_COLUMNS / 2], u32 x 4, u64)
 
 enum Kind { EVERYTHING = 0, CAUSAL_TOP_LEFT = 1, CAUSAL_BOTTOM_RIGHT = 2, WINDOW = 3, CAUSAL_WINDOW = 4 };
 
 struct alignas(64) TensorMap {
     u64 opaque[16];
+};
+
+// An output with its strides in elements: batch, three token axes, head and, of the output, column.
+template <class T> struct View {
+    T *data;
+    i64 stride[8];
+    __device__ __forceinline__ T *at(int batch, int x, int y, int z, int head) const {
+        return data + (batch * stride[0] + x * stride[1] + y * stride[2] + z * stride[3] + head * stride[4]);
+    }
 };
 
 constexpr int WARPGROUPS = GROUPS0 * GROUPS1 * GROUPS2;
@@ -41,7 +49,7 @@ constexpr int KEY_BYTES = BOX_KEYS * CHUNKS * 128;
 constexpr int VALUE_BYTES = BOX_KEYS * CHUNKS_V * 128;
 constexpr int THREADS = 128 * (WARPGROUPS + 1);
 constexpr int BITS = BOX_KEYS / 4;
-constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float LOG2_E = 1.4426950408889634f, LOG_2 = 0.6931471805599453f;
 #define NO_SCORE __int_as_float(0xff800000)
 // A scale that is not positive would turn the maximum into a minimum, so such scores are scaled before the softmax.
 constexpr bool SCALE_FIRST = !(SCALE > 0.0f);
@@ -127,6 +135,17 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 phase) {
                  : "memory");
 }
 
+// The copy engine spans at most 256 tokens of an axis, the skipped ones of a dilated axis counted: longer boxes are
+// loaded in parts along the last axis.
+template <class A> constexpr int parts(int tokens) {
+    int parts = 1;
+    while (tokens / parts * A::DILATION > 256) parts *= 2;
+    return parts;
+}
+constexpr int QUERY_PARTS = parts<A2>(SUB2), KEY_PARTS = parts<A2>(KEYS2);
+static_assert(QUERY_PARTS == 1 || (SUB2 == ROWS && SUB2 % (8 * QUERY_PARTS) == 0), "parts are whole swizzle patterns");
+static_assert(KEY_PARTS == 1 || (KEYS2 == BOX_KEYS && KEYS2 % (8 * KEY_PARTS) == 0), "parts are whole swizzle patterns");
+
 // Loads one box of 64 columns: (column, head) of the tokens that start at (x, y, z) of a batch entry.
 __device__ __forceinline__ void load_box(u32 to, const TensorMap &map, u32 barrier, int head, int head_dim, int column,
                                          int x, int y, int z, int batch) {
@@ -184,6 +203,11 @@ __device__ __forceinline__ u32 pack(float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
 #endif
     return both;
+}
+
+// Blocks take items in turns, forth and back, so that what is sorted by size is dealt evenly.
+__device__ __forceinline__ int item_of(int round) {
+    return round * gridDim.x + (round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
 }
 
 // What a block does next: which queries of which head, and the box of keys that they see.
@@ -271,45 +295,48 @@ struct Maps {
     const TensorMap &query, &key, &value, &additional_key, &additional_value;
 };
 
-__device__ __forceinline__ void load_keys(const Shared &shared, const Maps &maps, const Item &item, const Walk &walk,
-                                          int box, int window_boxes, Slot slot) {
-    barrier_wait(shared.key_empty(slot.index), slot.phase ^ 1);
-    u32 full = shared.key_full(slot.index);
-    barrier_expect(full, KEY_BYTES);
+// Loads a key box of keys or of values, CHUNKS times 64 columns of it, into a slot of the ring.
+template <int COLUMNS>
+__device__ __forceinline__ void load_slot(u32 ring, u32 full, u32 empty, const TensorMap &map, const TensorMap &additional,
+                                          const Item &item, const Walk &walk, int box, int window_boxes, Slot slot) {
+    constexpr int COUNT = (COLUMNS + 63) / 64;
+    barrier_wait(empty, slot.phase ^ 1);
+    barrier_expect(full, COUNT * BOX_KEYS * 128);
     int head = item.head / (HEADS / HEADS_KV);
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
-        u32 to = shared.key + slot.index * KEY_BYTES + c * BOX_KEYS * 128;
-        if (ADDITIONAL > 0 && box >= window_boxes)
-            load_box(to, maps.additional_key, full, head, HEAD_DIM, c * 64, 0, 0, (box - window_boxes) * BOX_KEYS, item.batch);
-        else
-            load_box(to, maps.key, full, head, HEAD_DIM, c * 64, item.group0 + walk.key0 * A0::DILATION,
-                     item.group1 + walk.key1 * A1::DILATION, item.group2 + walk.key2 * A2::DILATION, item.batch);
+    for (int c = 0; c < COUNT; c++) {
+        u32 to = ring + (slot.index * COUNT + c) * BOX_KEYS * 128;
+        if (ADDITIONAL > 0 && box >= window_boxes) {
+            load_box(to, additional, full, head, COLUMNS, c * 64, 0, 0, (box - window_boxes) * BOX_KEYS, item.batch);
+            continue;
+        }
+#pragma unroll
+        for (int part = 0; part < KEY_PARTS; part++)
+            load_box(to + part * (BOX_KEYS / KEY_PARTS) * 128, map, full, head, COLUMNS, c * 64,
+                     item.group0 + walk.key0 * A0::DILATION, item.group1 + walk.key1 * A1::DILATION,
+                     item.group2 + (walk.key2 + part * (KEYS2 / KEY_PARTS)) * A2::DILATION, item.batch);
     }
+}
+
+__device__ __forceinline__ void load_keys(const Shared &shared, const Maps &maps, const Item &item, const Walk &walk,
+                                          int box, int window_boxes, Slot slot) {
+    load_slot<HEAD_DIM>(shared.key, shared.key_full(slot.index), shared.key_empty(slot.index), maps.key,
+                        maps.additional_key, item, walk, box, window_boxes, slot);
 }
 
 __device__ __forceinline__ void load_values(const Shared &shared, const Maps &maps, const Item &item, const Walk &walk,
                                             int box, int window_boxes, Slot slot) {
-    barrier_wait(shared.value_empty(slot.index), slot.phase ^ 1);
-    u32 full = shared.value_full(slot.index);
-    barrier_expect(full, VALUE_BYTES);
-    int head = item.head / (HEADS / HEADS_KV);
-#pragma unroll
-    for (int c = 0; c < CHUNKS_V; c++) {
-        u32 to = shared.value + slot.index * VALUE_BYTES + c * BOX_KEYS * 128;
-        if (ADDITIONAL > 0 && box >= window_boxes)
-            load_box(to, maps.additional_value, full, head, HEAD_DIM_V, c * 64, 0, 0, (box - window_boxes) * BOX_KEYS, item.batch);
-        else
-            load_box(to, maps.value, full, head, HEAD_DIM_V, c * 64, item.group0 + walk.key0 * A0::DILATION,
-                     item.group1 + walk.key1 * A1::DILATION, item.group2 + walk.key2 * A2::DILATION, item.batch);
-    }
+    load_slot<HEAD_DIM_V>(shared.value, shared.value_full(slot.index), shared.value_empty(slot.index), maps.value,
+                          maps.additional_value, item, walk, box, window_boxes, slot);
 }
 
 // The one thread that feeds the ring: the keys of the next box go before the values of this one, as they are used.
 __device__ __forceinline__ void produce(const Shared &shared, const Maps &maps) {
     Slot slot = {0, 0};
     u32 query_phase = 0;
-    for (int index = blockIdx.x; index < ITEMS; index += gridDim.x) {
+    for (int round = 0; round * gridDim.x < ITEMS; round++) {
+        int index = item_of(round);
+        if (index >= ITEMS) continue;
         Item item(index);
         int window_boxes = item.window_boxes();
         int boxes = window_boxes + ADDITIONAL_BOXES;
@@ -323,9 +350,12 @@ __device__ __forceinline__ void produce(const Shared &shared, const Maps &maps) 
             int z = item.query2 + w % GROUPS2 * SUB2;
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++)
-                load_box(shared.query + (w * CHUNKS + c) * ROWS * 128, maps.query, shared.query_full(), item.head,
-                         HEAD_DIM, c * 64, item.group0 + x * A0::DILATION, item.group1 + y * A1::DILATION,
-                         item.group2 + z * A2::DILATION, item.batch);
+#pragma unroll
+                for (int part = 0; part < QUERY_PARTS; part++)
+                    load_box(shared.query + (w * CHUNKS + c) * ROWS * 128 + part * (ROWS / QUERY_PARTS) * 128, maps.query,
+                             shared.query_full(), item.head, HEAD_DIM, c * 64, item.group0 + x * A0::DILATION,
+                             item.group1 + y * A1::DILATION,
+                             item.group2 + (z + part * (SUB2 / QUERY_PARTS)) * A2::DILATION, item.batch);
         }
         if (boxes == 0) continue;
         Walk walk(item);
@@ -404,18 +434,10 @@ struct Window {
     }
 };
 
-enum View { FULL, EDGE, EMPTY };
-
-// What the queries between two corners see of a key box.
-__device__ __forceinline__ View view(const Window &low, const Window &high, const Walk &walk) {
-    if (SKIP) {
-        if (walk.key0 + KEYS0 <= low.first0 || high.end0 <= walk.key0) return EMPTY;
-        if (walk.key1 + KEYS1 <= low.first1 || high.end1 <= walk.key1) return EMPTY;
-        if (walk.key2 + KEYS2 <= low.first2 || high.end2 <= walk.key2) return EMPTY;
-    }
-    bool full = high.first0 <= walk.key0 && walk.key0 + KEYS0 <= low.end0 && high.first1 <= walk.key1 &&
-                walk.key1 + KEYS1 <= low.end1 && high.first2 <= walk.key2 && walk.key2 + KEYS2 <= low.end2;
-    return full ? FULL : EDGE;
+// Whether the queries between two corners all see all of a key box.
+__device__ __forceinline__ bool sees_all(const Window &low, const Window &high, const Walk &walk) {
+    return high.first0 <= walk.key0 && walk.key0 + KEYS0 <= low.end0 && high.first1 <= walk.key1 &&
+           walk.key1 + KEYS1 <= low.end1 && high.first2 <= walk.key2 && walk.key2 + KEYS2 <= low.end2;
 }
 
 // Four values of a quad's four threads change places: thread t ends up with number t of each, in order.
@@ -454,10 +476,6 @@ struct Rows {
 
     // Turns scores into weights; true if the sums over values have to be scaled by `factor` first.
     __device__ __forceinline__ bool weigh(float (&scores)[SCORES]) {
-        if (SCALE_FIRST) {
-#pragma unroll
-            for (int i = 0; i < SCORES; i++) scores[i] *= SCALE;
-        }
         float top[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -527,7 +545,7 @@ __device__ __forceinline__ void pass_turn(int warpgroup) {
 #endif
 }
 
-__device__ __forceinline__ void consume(const Shared &shared, u16 *output, float *logsumexp) {
+__device__ __forceinline__ void consume(const Shared &shared, const View<u16> &output, const View<float> &logsumexp) {
     // Told to the compiler as uniform, so that what depends on it is computed once a warp.
     int warpgroup = __shfl_sync(~0u, threadIdx.x / 128 - 1, 0);
     int lane = threadIdx.x % 32, quad = lane % 4;
@@ -539,7 +557,9 @@ __device__ __forceinline__ void consume(const Shared &shared, u16 *output, float
     Slot slot = {0, 0};
     u32 query_phase = 0;
     if (warpgroup == WARPGROUPS - 1) pass_turn(warpgroup);
-    for (int index = blockIdx.x; index < ITEMS; index += gridDim.x) {
+    for (int round = 0; round * gridDim.x < ITEMS; round++) {
+        int index = item_of(round);
+        if (index >= ITEMS) continue;
         Item item(index);
         int window_boxes = item.window_boxes();
         int boxes = window_boxes + ADDITIONAL_BOXES;
@@ -565,38 +585,32 @@ __device__ __forceinline__ void consume(const Shared &shared, u16 *output, float
         Walk walk(item);
         float scores[SCORES];
         u32 weights[BITS];
-        Slot pending = slot;
         int box = 0;
-        View seen = FULL;
-        // Passes over the boxes that this warpgroup does not see; each is released only once it has arrived, so that
-        // no release can count for an earlier use of its slot.
-        auto find = [&]() {
-            for (; box < boxes; box++) {
-                seen = ADDITIONAL > 0 && box >= window_boxes ? FULL : view(low, high, walk);
-                if (!SKIP || seen != EMPTY) break;
-                take_turn(warpgroup);
-                pass_turn(warpgroup);
-                barrier_wait(shared.key_full(slot.index), slot.phase);
-                if (lane == 0) barrier_arrive(shared.key_empty(slot.index));
-                barrier_wait(shared.value_full(slot.index), slot.phase);
-                if (lane == 0) barrier_arrive(shared.value_empty(slot.index));
-                slot.next();
-                walk.next(item);
-            }
-            return box < boxes;
+        auto advance = [&]() {
+            slot.next();
+            walk.next(item);
+            box++;
         };
         auto hide = [&]() {
+            if (SCALE_FIRST) {
+#pragma unroll
+                for (int i = 0; i < SCORES; i++) scores[i] *= SCALE;
+            }
             if (ADDITIONAL > 0 && box >= window_boxes)
                 mask_additional(scores, ADDITIONAL - (box - window_boxes) * BOX_KEYS, quad);
-            else if (seen == EDGE)
+            else if (!sees_all(low, high, walk))
                 mask(scores, windows, walk, quad);
+        };
+        auto rescale = [&]() {
+#pragma unroll
+            for (int i = 0; i < SUMS; i++) sums[i] *= rows.factor[i / 2 % 2];
         };
         auto convert = [&]() {
 #pragma unroll
             for (int i = 0; i < BITS; i++) weights[i] = pack(scores[2 * i], scores[2 * i + 1]);
         };
-        bool any = find();
-        if (any) {
+        if (boxes == 0 && lane == 0) barrier_arrive(shared.query_empty());
+        if (boxes > 0) {
             barrier_wait(shared.key_full(slot.index), slot.phase);
             take_turn(warpgroup);
             issue_scores(scores, query, shared.key + slot.index * KEY_BYTES);
@@ -607,11 +621,9 @@ __device__ __forceinline__ void consume(const Shared &shared, u16 *output, float
             hide();
             rows.weigh(scores);
             convert();
-            pending = slot;
-            slot.next();
-            walk.next(item);
-            box++;
-            while (find()) {
+            Slot pending = slot;
+            advance();
+            while (box < boxes) {
                 barrier_wait(shared.key_full(slot.index), slot.phase);
                 take_turn(warpgroup);
                 issue_scores(scores, query, shared.key + slot.index * KEY_BYTES);
@@ -622,23 +634,16 @@ __device__ __forceinline__ void consume(const Shared &shared, u16 *output, float
                 hold(scores);
                 if (lane == 0) barrier_arrive(shared.key_empty(slot.index));
                 hide();
-                bool rescale = rows.weigh(scores);
+                bool grew = rows.weigh(scores);
                 wgmma_wait<0>();
                 hold(sums);
                 if (lane == 0) barrier_arrive(shared.value_empty(pending.index));
-                if (rescale) {
-#pragma unroll
-                    for (int i = 0; i < SUMS; i++) sums[i] *= rows.factor[i / 2 % 2];
-                }
+                if (grew) rescale();
                 convert();
                 pending = slot;
-                slot.next();
-                walk.next(item);
-                box++;
+                advance();
             }
-        }
-        if (lane == 0) barrier_arrive(shared.query_empty());
-        if (any) {
+            if (lane == 0) barrier_arrive(shared.query_empty());
             barrier_wait(shared.value_full(pending.index), pending.phase);
             issue_values(sums, weights, shared.value + pending.index * VALUE_BYTES);
             wgmma_wait<0>();
@@ -656,11 +661,10 @@ __device__ __forceinline__ void consume(const Shared &shared, u16 *output, float
                           at2[r] < A2::queries(item.group2);
             int token0 = item.group0 + at0[r] * A0::DILATION, token1 = item.group1 + at1[r] * A1::DILATION,
                 token2 = item.group2 + at2[r] * A2::DILATION;
-            i64 place = ((((i64)item.batch * A0::QUERIES + token0) * A1::QUERIES + token1) * A2::QUERIES + token2) * HEADS +
-                        item.head;
             if (WRITE_LOGSUMEXP && inside && quad == 0)
-                logsumexp[place] = total > 0.0f ? (rows.highest[r] * EXPONENT + log2_fast(total)) * 0.6931471805599453f : NO_SCORE;
-            u16 *to = output + place * HEAD_DIM_V;
+                *logsumexp.at(item.batch, token0, token1, token2, item.head) =
+                    total > 0.0f ? (rows.highest[r] * EXPONENT + log2_fast(total)) * LOG_2 : NO_SCORE;
+            u16 *to = output.at(item.batch, token0, token1, token2, item.head);
 #pragma unroll
             for (int j = 0; j < VALUE_COLUMNS / 8; j += 4) {
                 u32 words[4];
@@ -676,10 +680,10 @@ __device__ __forceinline__ void consume(const Shared &shared, u16 *output, float
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     forward_sm90(const __grid_constant__ TensorMap query, const __grid_constant__ TensorMap key,
                  const __grid_constant__ TensorMap value, const __grid_constant__ TensorMap additional_key,
-                 const __grid_constant__ TensorMap additional_value, u16 *output, float *logsumexp) {
+                 const __grid_constant__ TensorMap additional_value, const View<u16> output, const View<float> logsumexp) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 base = (shared_address(memory) + 1023) & ~1023u;
     Shared shared;
