@@ -17,12 +17,12 @@
 //   AXIS0 AXIS1 AXIS2     queries, keys, kind, window, stride, dilation (kinds: Kind below)
 //   SUB0 SUB1 SUB2        the box of 64 queries of a warpgroup; GROUPS0 GROUPS1 GROUPS2 warpgroups an axis
 //   KEYS0 KEYS1 KEYS2     the key box, BOX_KEYS = their product; KEYS2 is 4 or a multiple of 8
-//   STAGES ADDITIONAL     boxes in the ring; further keys that every query sees
+//   RING ADDITIONAL     boxes in the ring; further keys that every query sees
 //   FOLD_HEADS            1 where head and column share the innermost axis of the tensor maps
 //   SECTION REVERSE       heads that are walked together; 1 to start from the last query box
 //   SCALE                 what scores are multiplied with
 //   BLOCKS                blocks that share a multiprocessor; PRODUCER_REGISTERS CONSUMER_REGISTERS a thread
-//   wgmma_scores(float (&)[BOX_KEYS / 2], u64, u64, bool), wgmma_values(float (&)[VALUE_COLUMNS / 2], u32 x 4, u64)
+//   wgmma_scores(float (&)[BOX_KEYS / 2], u64, u64, bool), wgmma_values(float (&)[HEAD_DIM_V / 2], u32 x 4, u64)
 
 enum Kind { EVERYTHING = 0, CAUSAL_TOP_LEFT = 1, CAUSAL_BOTTOM_RIGHT = 2, WINDOW = 3, CAUSAL_WINDOW = 4 };
 
@@ -273,7 +273,7 @@ struct Walk {
 struct Slot {
     u32 index, phase;
     __device__ __forceinline__ void next() {
-        if (++index == STAGES) {
+        if (++index == RING) {
             index = 0;
             phase ^= 1;
         }
@@ -286,9 +286,9 @@ struct Shared {
     __device__ __forceinline__ u32 query_full() const { return barriers; }
     __device__ __forceinline__ u32 query_empty() const { return barriers + 8; }
     __device__ __forceinline__ u32 key_full(u32 slot) const { return barriers + 16 + 8 * slot; }
-    __device__ __forceinline__ u32 key_empty(u32 slot) const { return barriers + 16 + 8 * (STAGES + slot); }
-    __device__ __forceinline__ u32 value_full(u32 slot) const { return barriers + 16 + 8 * (2 * STAGES + slot); }
-    __device__ __forceinline__ u32 value_empty(u32 slot) const { return barriers + 16 + 8 * (3 * STAGES + slot); }
+    __device__ __forceinline__ u32 key_empty(u32 slot) const { return barriers + 16 + 8 * (RING + slot); }
+    __device__ __forceinline__ u32 value_full(u32 slot) const { return barriers + 16 + 8 * (2 * RING + slot); }
+    __device__ __forceinline__ u32 value_empty(u32 slot) const { return barriers + 16 + 8 * (3 * RING + slot); }
 };
 
 struct Maps {
@@ -450,7 +450,7 @@ __device__ __forceinline__ void transpose_quad(u32 (&v)[4], int quad) {
 }
 
 constexpr int SCORES = BOX_KEYS / 2;
-constexpr int SUMS = VALUE_COLUMNS / 2;
+constexpr int SUMS = HEAD_DIM_V / 2;
 
 __device__ __forceinline__ void issue_scores(float (&scores)[SCORES], u32 query, u32 key) {
     wgmma_fence();
@@ -666,7 +666,7 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
                     total > 0.0f ? (rows.highest[r] * EXPONENT + log2_fast(total)) * LOG_2 : NO_SCORE;
             u16 *to = output.at(item.batch, token0, token1, token2, item.head);
 #pragma unroll
-            for (int j = 0; j < VALUE_COLUMNS / 8; j += 4) {
+            for (int j = 0; j < HEAD_DIM_V / 8; j += 4) {
                 u32 words[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++)
@@ -689,12 +689,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     Shared shared;
     shared.query = base;
     shared.key = base + QUERY_BYTES;
-    shared.value = shared.key + STAGES * KEY_BYTES;
-    shared.barriers = shared.value + STAGES * VALUE_BYTES;
+    shared.value = shared.key + RING * KEY_BYTES;
+    shared.barriers = shared.value + RING * VALUE_BYTES;
     if (threadIdx.x == 0) {
         barrier_init(shared.query_full(), 1);
         barrier_init(shared.query_empty(), 4 * WARPGROUPS);
-        for (u32 s = 0; s < STAGES; s++) {
+        for (u32 s = 0; s < RING; s++) {
             barrier_init(shared.key_full(s), 1);
             barrier_init(shared.key_empty(s), 4 * WARPGROUPS);
             barrier_init(shared.value_full(s), 1);

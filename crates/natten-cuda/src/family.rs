@@ -14,7 +14,7 @@ use crate::target::Target;
 pub const FAMILY_VARIABLE: &str = "NATTEN_CUDA_FAMILY";
 
 /// Every family, in the order in which they are asked.
-static FAMILIES: &[&dyn Family] = &[];
+static FAMILIES: &[&dyn Family] = &[&crate::hopper::Hopper];
 
 /// Kernels of one kind.
 pub(crate) trait Family: Debug + Send + Sync {
@@ -70,9 +70,12 @@ pub(crate) enum Step {
 pub(crate) enum Layout {
     /// Any strides, and any alignment that the element type allows.
     Any,
-    /// What the bulk copy engine takes: the last axis contiguous, the first element and all other strides on multiples
-    /// of 16 bytes. A run whose tensors are not like this takes the next family that takes any.
+    /// What the bulk copy engine takes, of the tensors with maps and the output: the last axis contiguous, the first
+    /// element and all other strides on multiples of 16 bytes. A run whose tensors are not like this takes the next
+    /// family that takes any.
     Tma,
+    /// As `Tma`, and a token's heads one behind the other in the tensors with maps: these fold heads and columns.
+    TmaPacked,
 }
 
 /// How strictly the compiler's messages about a kernel are taken.
@@ -170,8 +173,10 @@ pub(crate) enum MapSource {
 pub(crate) struct MapDim {
     /// Elements.
     pub(crate) extent: u64,
-    /// Elements of a box.
+    /// Elements that a box spans, at most 256.
     pub(crate) boxed: u32,
+    /// Of which it takes every so-manyth, up to 8: the dilation of an axis.
+    pub(crate) every: u32,
     /// The distance of neighbours.
     pub(crate) stride: MapStride,
 }
@@ -203,6 +208,20 @@ pub(crate) enum Swizzle {
     B64,
     /// Within 128 bytes.
     B128,
+}
+
+impl Sequence {
+    /// Whether the sequence reads a tensor through a map.
+    pub(crate) fn maps(&self, role: Role) -> bool {
+        self.steps.iter().any(|step| {
+            match step {
+            Step::Launch(kernel) => kernel.arguments.iter().any(|argument| {
+                matches!(argument, Argument::TensorMap(spec) if spec.source == MapSource::Tensor(role))
+            }),
+            Step::Zero { .. } => false,
+        }
+        })
+    }
 }
 
 /// A sequence and the family that made it.
@@ -245,9 +264,9 @@ pub(crate) fn choose(
                 let chosen = Chosen { family: family.name(), sequence };
                 match (first.take(), chosen.sequence.layout) {
                     (None, Layout::Any) => return Ok((chosen, None)),
-                    (None, Layout::Tma) => first = Some(chosen),
+                    (None, Layout::Tma | Layout::TmaPacked) => first = Some(chosen),
                     (Some(first), Layout::Any) => return Ok((first, Some(chosen))),
-                    (kept, Layout::Tma) => first = kept,
+                    (kept, Layout::Tma | Layout::TmaPacked) => first = kept,
                 }
             }
             Err(error @ Error::Unsupported { .. }) => why = error,

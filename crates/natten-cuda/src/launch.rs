@@ -350,9 +350,9 @@ fn encode(spec: &TensorMapSpec, base: u64, strides: &[isize; MAX_AXES], place: &
         return Err(defect(format!("a map of {rank} dimensions")));
     }
     let bytes = spec.dtype.size() as u64;
-    let (mut extents, mut boxed, mut distances) = ([1u64; 5], [1u32; 5], [0u64; 5]);
-    for (i, MapDim { extent, boxed: in_box, stride }) in spec.dims.iter().enumerate() {
-        (extents[i], boxed[i]) = (*extent, *in_box);
+    let (mut extents, mut boxed, mut every, mut distances) = ([1u64; 5], [1u32; 5], [1u32; 5], [0u64; 5]);
+    for (i, MapDim { extent, boxed: in_box, every: steps, stride }) in spec.dims.iter().enumerate() {
+        (extents[i], boxed[i], every[i]) = (*extent, *in_box, *steps);
         distances[i] = match *stride {
             MapStride::Bytes(distance) => distance,
             MapStride::Axis { axis, times } => {
@@ -368,7 +368,6 @@ fn encode(spec: &TensorMapSpec, base: u64, strides: &[isize; MAX_AXES], place: &
         Swizzle::B64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
         Swizzle::B128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
     };
-    let steps = [1u32; 5];
     // SAFETY: `place` is 128 bytes aligned to 128, as a map is; the arrays hold as many numbers as the map has
     // dimensions (one stride less), and live through the call. The driver keeps the address and reads nothing there.
     unsafe {
@@ -380,7 +379,7 @@ fn encode(spec: &TensorMapSpec, base: u64, strides: &[isize; MAX_AXES], place: &
             extents.as_ptr(),
             distances[1..].as_ptr(),
             boxed.as_ptr(),
-            steps.as_ptr(),
+            every.as_ptr(),
             sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
             swizzle,
             sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,

@@ -11,6 +11,7 @@ mod compile;
 mod device;
 mod error;
 mod family;
+mod hopper;
 mod launch;
 mod plan;
 mod probe;

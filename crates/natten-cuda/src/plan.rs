@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use natten_core::{
     Artifact, Bindings, Cost, DeviceInfo, Error, OpRequest, Plan, PlanOptions, PlanReport, Problem, Queue,
-    Result, SourceKind, Submission, TensorSpec, Workspace, check_tensor,
+    Result, Role, SourceKind, Submission, TensorSpec, Workspace, check_tensor,
 };
 
 use crate::NAME;
@@ -31,6 +31,8 @@ pub struct CudaPlan {
     report: PlanReport,
     source: String,
     layout: Layout,
+    /// For each tensor, whether `first` reads it through a map.
+    mapped: Vec<bool>,
     first: Loaded,
     /// For tensors that `first` does not take: compiled when the first of them is bound.
     other: Option<Other>,
@@ -81,6 +83,7 @@ impl CudaPlan {
         let rank = problem.neighborhood().rank();
         Ok(Self {
             layout: first.sequence.layout,
+            mapped: tensors.iter().map(|spec| first.sequence.maps(spec.role)).collect(),
             first: Loaded::new(device, first.sequence, &tensors, rank)?,
             other: other
                 .map(|chosen| Other { sequence: Mutex::new(Some(chosen.sequence)), loaded: OnceLock::new() }),
@@ -143,9 +146,18 @@ impl CudaPlan {
         Ok(Submission::default())
     }
 
+    /// Whether the first sequence takes these tensors.
+    fn takes(&self, views: &[DeviceView<'_>]) -> bool {
+        self.layout == Layout::Any
+            || views.iter().zip(&self.tensors).zip(&self.mapped).all(|((view, spec), &is_mapped)| {
+                let is_packed = self.layout != Layout::TmaPacked || !is_mapped || view.has_packed_heads();
+                is_packed && (view.is_aligned() || !is_mapped && spec.role != Role::Output)
+            })
+    }
+
     /// The kernels that take these tensors.
     fn loaded(&self, views: &[DeviceView<'_>]) -> Result<&Loaded> {
-        if self.layout == Layout::Any || views.iter().all(DeviceView::is_aligned) {
+        if self.takes(views) {
             return Ok(&self.first);
         }
         let Some(other) = &self.other else {

@@ -283,6 +283,14 @@ impl<'a> DeviceView<'a> {
         };
         inner && axes.all(outer) && self.pointer.is_multiple_of(16)
     }
+
+    /// Whether the last two axes, heads and their numbers, lie one behind the other.
+    pub(crate) fn has_packed_heads(&self) -> bool {
+        match (self.shape, self.strides) {
+            (&[.., heads, dim], &[.., stride, _]) => heads <= 1 || usize::try_from(stride) == Ok(dim),
+            _ => true,
+        }
+    }
 }
 
 #[cfg(test)]

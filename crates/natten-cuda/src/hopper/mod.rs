@@ -1,0 +1,226 @@
+//! Forward attention in 16 bits on Hopper's tensor cores: `kernels/forward_sm90.cu`, specialised for the problem. This
+//! module says which problems it serves, and turns one into constants, tensor maps and a launch; [`shape`] chooses the
+//! boxes, [`text`] writes the source.
+
+mod shape;
+mod text;
+
+use natten_core::geometry::{Alignment, MAX_RANK, Tiles};
+use natten_core::{DType, Error, Op, OpRequest, PlanOptions, Problem, Result, Role, coverage_of};
+
+use self::shape::Shape;
+use crate::NAME;
+use crate::family::{
+    Argument, Class, Family, Kernel, Layout, MapDim, MapSource, MapStride, Sequence, Step, Swizzle,
+    TensorMapSpec,
+};
+use crate::target::Target;
+
+/// The family.
+#[derive(Debug)]
+pub(crate) struct Hopper;
+
+/// Columns of a chunk: what the copy engine shuffles within 128 bytes.
+const CHUNK: usize = 64;
+
+/// The longest vectors.
+const MAX_DIM: usize = 256;
+
+/// The largest dilation that the copy engine strides over.
+const MAX_DILATION: usize = 8;
+
+/// Bytes of an output that nobody wants: a view without memory.
+const ABSENT_VIEW: usize = 72;
+
+impl Family for Hopper {
+    fn name(&self) -> &'static str {
+        "hopper"
+    }
+
+    fn sequence(
+        &self,
+        problem: &Problem,
+        request: &OpRequest,
+        options: &PlanOptions,
+        target: &Target,
+    ) -> Result<Sequence> {
+        check(problem, request, target)?;
+        let shape = Shape::choose(problem, options, target)?;
+        let tiles = Tiles::new(problem.neighborhood(), shape.query_tile(), shape.keys);
+        Ok(Sequence {
+            steps: vec![Step::Launch(kernel(problem, request, &shape, target)?)],
+            workspace: 0,
+            tables: Vec::new(),
+            layout: if folds_heads(problem) { Layout::TmaPacked } else { Layout::Tma },
+            coverage: coverage_of(problem, &tiles),
+            config: shape.describe(problem.neighborhood().rank()),
+        })
+    }
+}
+
+/// Declines what the kernel does not compute.
+fn check(problem: &Problem, request: &OpRequest, target: &Target) -> Result<()> {
+    let decline = |what: String, why: &str| Err(Error::unsupported(NAME, what, why));
+    if target.arch != (9, 0) {
+        return decline(target.name(), "the kernel is made of instructions of sm_90a");
+    }
+    if request.op != Op::Forward || !request.wants.contains(Role::Output) {
+        return decline(
+            request.op.name().to_owned(),
+            "the tensor-core kernel computes the output of a forward pass",
+        );
+    }
+    if !matches!(problem.dtype(), DType::F16 | DType::Bf16) {
+        return decline(problem.dtype().to_string(), "the tensor cores take 16 bits");
+    }
+    if !problem.program().is_plain_softmax() || problem.has_rpb() || problem.has_initial_state() {
+        return decline("this program".to_owned(), "the tensor-core kernel computes plain softmax");
+    }
+    for (name, dim) in [("head_dim", problem.head_dim()), ("head_dim_v", problem.head_dim_v())] {
+        if !dim.is_multiple_of(8) || dim > MAX_DIM {
+            return decline(
+                format!("{name} {dim}"),
+                "rows are multiples of 16 bytes, and at most 256 numbers long",
+            );
+        }
+    }
+    let axes = problem.neighborhood().axes();
+    if axes.iter().any(|axis| axis.dilation() > MAX_DILATION) {
+        return decline("this dilation".to_owned(), "the copy engine strides over at most 8 tokens");
+    }
+    let is_known = |alignment| matches!(alignment, None | Some(Alignment::TopLeft | Alignment::BottomRight));
+    if !axes.iter().all(|axis| is_known(axis.alignment())) {
+        return decline("this alignment".to_owned(), "the kernel knows top-left and bottom-right");
+    }
+    let is_deep = axes[0].query_len() > 1 || axes[0].key_len() > 1;
+    if is_deep && !folds_heads(problem) && problem.batch() > 1 {
+        return decline("this head_dim on three axes".to_owned(), "a tensor map has five axes");
+    }
+    // Beyond the last token a box and its reach are counted too.
+    let most = (i32::MAX / 4) as usize;
+    let tokens = axes.iter().map(|axis| axis.query_len().max(axis.key_len()));
+    let rows = problem.batch().checked_mul(problem.heads());
+    let queries = tokens.clone().try_fold(rows.unwrap_or(usize::MAX), usize::checked_mul);
+    if problem.batch() == 0 || queries.is_none_or(|n| n > most) || problem.additional_tokens() > most {
+        return decline("as many queries".to_owned(), "the kernel counts its boxes in 32 bits");
+    }
+    Ok(())
+}
+
+/// Whether head and column share an axis of the tensor maps, so that three token axes and the batch fit beside it.
+fn folds_heads(problem: &Problem) -> bool {
+    problem.head_dim().is_multiple_of(CHUNK) && problem.head_dim_v().is_multiple_of(CHUNK)
+}
+
+fn kernel(problem: &Problem, request: &OpRequest, shape: &Shape, target: &Target) -> Result<Kernel> {
+    let (heads, heads_kv) = (problem.heads(), problem.heads_kv());
+    let (dim, dim_v) = (problem.head_dim(), problem.head_dim_v());
+    let queries = problem.neighborhood().axes().map(|axis| axis.query_len());
+    let keys = problem.neighborhood().axes().map(|axis| axis.key_len());
+    let map = |role, heads, dim, tokens, tile| token_map(problem, role, heads, dim, tokens, tile);
+    let key = map(Role::Key, heads_kv, dim, keys, shape.keys);
+    let value = map(Role::Value, heads_kv, dim_v, keys, shape.keys);
+    let (additional_key, additional_value) = if problem.additional_tokens() > 0 {
+        (
+            additional_map(problem, Role::AdditionalKey, dim, shape.box_keys()),
+            additional_map(problem, Role::AdditionalValue, dim_v, shape.box_keys()),
+        )
+    } else {
+        (key.clone(), value.clone())
+    };
+    let wants_logsumexp = request.wants.contains(Role::Logsumexp);
+    let logsumexp = if wants_logsumexp {
+        Argument::View(Role::Logsumexp)
+    } else {
+        Argument::Bytes { data: vec![0; ABSENT_VIEW], align: 8 }
+    };
+    let items = shape.query_boxes(problem) * (problem.batch() * heads) as u64;
+    Ok(Kernel {
+        source: text::source(problem, shape, wants_logsumexp),
+        entry: "forward_sm90",
+        grid: [items.min(u64::from(target.units * shape.blocks)), 1, 1],
+        block: shape.threads(),
+        shared_bytes: shape.shared_bytes(problem),
+        arguments: vec![
+            Argument::TensorMap(map(Role::Query, heads, dim, queries, shape.sub)),
+            Argument::TensorMap(key),
+            Argument::TensorMap(value),
+            Argument::TensorMap(additional_key),
+            Argument::TensorMap(additional_value),
+            Argument::View(Role::Output),
+            logsumexp,
+        ],
+        options: &[],
+        class: Class::Wgmma,
+    })
+}
+
+/// The map of a tensor `[B, X0, X1, X2, H, D]`, in boxes of 64 columns and `tile` tokens of a residue group.
+fn token_map(
+    problem: &Problem,
+    role: Role,
+    heads: usize,
+    dim: usize,
+    tokens: [usize; MAX_RANK],
+    tile: [usize; MAX_RANK],
+) -> TensorMapSpec {
+    let batch = MapDim { extent: problem.batch() as u64, boxed: 1, every: 1, stride: axis_stride(0) };
+    let along = |a: usize| {
+        let dilation = problem.neighborhood().axes()[a].dilation();
+        let parts = if a == MAX_RANK - 1 { shape::parts(tile[a], dilation) } else { 1 };
+        MapDim {
+            extent: tokens[a] as u64,
+            boxed: (tile[a] / parts * dilation) as u32,
+            every: dilation as u32,
+            stride: axis_stride(1 + a),
+        }
+    };
+    let dims = if folds_heads(problem) {
+        vec![columns(heads * dim), along(2), along(1), along(0), batch]
+    } else {
+        let last = if tokens[0] == 1 { batch } else { along(0) };
+        vec![columns(dim), head(heads, 4), along(2), along(1), last]
+    };
+    map_of(problem, role, dims)
+}
+
+/// The map of a tensor `[B, N, H, D]` of additional tokens, in boxes of 64 columns and `tile` tokens.
+fn additional_map(problem: &Problem, role: Role, dim: usize, tile: usize) -> TensorMapSpec {
+    let heads = problem.heads_kv();
+    let one = MapDim { extent: 1, boxed: 1, every: 1, stride: MapStride::Bytes(16) };
+    let tokens = MapDim {
+        extent: problem.additional_tokens() as u64,
+        boxed: tile as u32,
+        every: 1,
+        stride: axis_stride(1),
+    };
+    let batch = MapDim { extent: problem.batch() as u64, boxed: 1, every: 1, stride: axis_stride(0) };
+    let dims = if folds_heads(problem) {
+        vec![columns(heads * dim), tokens, one, one, batch]
+    } else {
+        vec![columns(dim), head(heads, 2), tokens, one, batch]
+    };
+    map_of(problem, role, dims)
+}
+
+const fn axis_stride(axis: usize) -> MapStride {
+    MapStride::Axis { axis, times: 1 }
+}
+
+const fn columns(extent: usize) -> MapDim {
+    MapDim { extent: extent as u64, boxed: CHUNK as u32, every: 1, stride: MapStride::Bytes(2) }
+}
+
+const fn head(heads: usize, axis: usize) -> MapDim {
+    MapDim { extent: heads as u64, boxed: 1, every: 1, stride: axis_stride(axis) }
+}
+
+fn map_of(problem: &Problem, role: Role, dims: Vec<MapDim>) -> TensorMapSpec {
+    TensorMapSpec {
+        source: MapSource::Tensor(role),
+        bytes_ahead: 0,
+        dtype: problem.dtype(),
+        dims,
+        swizzle: Swizzle::B128,
+    }
+}
