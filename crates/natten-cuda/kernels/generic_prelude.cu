@@ -17,7 +17,7 @@ typedef REAL R;
 #define EVERY 0xffffffffu
 DEVICE int lane_of_group() { return threadIdx.x & 31; }
 DEVICE unsigned ballot(bool holds) { return __ballot_sync(EVERY, holds); }
-DEVICE unsigned alike(unsigned live, long long key) { return __match_any_sync(EVERY, key); }
+DEVICE unsigned alike(long long key) { return __match_any_sync(EVERY, key); }
 DEVICE void wait_for_group() { __syncwarp(); }
 DEVICE void wait_for_block() { __syncthreads(); }
 template <class T> DEVICE T from_lane(T x, int lane) { return __shfl_sync(EVERY, x, lane); }
@@ -27,7 +27,7 @@ DEVICE int first_bit(unsigned bits) { return __ffs(bits) - 1; }
 #define LANES 1
 DEVICE int lane_of_group() { return 0; }
 DEVICE unsigned ballot(bool holds) { return holds; }
-DEVICE unsigned alike(unsigned, long long) { return 1; }
+DEVICE unsigned alike(long long) { return 1; }
 DEVICE void wait_for_group() {}
 DEVICE void wait_for_block() {}
 template <class T> DEVICE T from_lane(T x, int) { return x; }
@@ -179,13 +179,6 @@ template <class T> struct View {
     long long stride[8];
 };
 
-// A vector of a tensor, or nothing.
-template <class T> struct Vector {
-    const T* data;
-    long long stride;
-    DEVICE R operator[](int d) const { return number(data[d * stride]); }
-};
-
 // [B, X0, X1, X2, H, D]
 template <class T>
 DEVICE T* vector_at(const View<T>& v, int b, const int at[3], int h) {
@@ -207,7 +200,7 @@ DEVICE T* slot_at(const View<T>& v, int b, int h, const int at[3], long long slo
 
 // A tensor of vectors, contiguous in the workspace.
 template <class T> DEVICE View<T> vectors_in(void* data, const Sizes& z, bool of_queries, int heads, int dim) {
-    View<T> v;
+    View<T> v = {};
     v.data = (T*)data;
     v.stride[5] = 1;
     v.stride[4] = dim;
@@ -220,13 +213,21 @@ template <class T> DEVICE View<T> vectors_in(void* data, const Sizes& z, bool of
 
 // Additional vectors, contiguous in the workspace.
 template <class T> DEVICE View<T> additional_in(void* data, const Sizes& z, int dim) {
-    View<T> v;
+    View<T> v = {};
     v.data = (T*)data;
     v.stride[3] = 1;
     v.stride[2] = dim;
     v.stride[1] = (long long)z.heads_kv * dim;
     v.stride[0] = v.stride[1] * z.additional;
     return v;
+}
+
+template <class T> DEVICE View<const T> as_const(const View<T>& v) {
+    View<const T> to;
+    to.data = v.data;
+#pragma unroll
+    for (int a = 0; a < 8; ++a) to.stride[a] = v.stride[a];
+    return to;
 }
 
 template <class T> DEVICE View<T> nothing() {

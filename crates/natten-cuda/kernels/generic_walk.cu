@@ -11,7 +11,15 @@
 // Elements of a vector that a lane keeps.
 #define OF_LANE(n) (((n) + LANES - 1) / LANES)
 
-template <bool ADDITIONAL, class T> DEVICE const T* key_of(const View<T>& window, const View<T>& additional, const Sizes& z, const Site& at) {
+// The tensor of the window's keys, or of the additional ones.
+template <bool ADDITIONAL, class W, class A> DEVICE const auto& either(const W& window, const A& additional) {
+    if constexpr (ADDITIONAL) return additional;
+    else return window;
+}
+
+// A vector of a key.
+template <bool ADDITIONAL, class W, class A>
+DEVICE auto* key_of(const View<W>& window, const View<A>& additional, const Sizes& z, const Site& at) {
     if constexpr (ADDITIONAL) return additional_at(additional, at.b, at.k - (int)z.keys, at.hkv);
     else return vector_at(window, at.b, at.kc, at.hkv);
 }
@@ -45,7 +53,7 @@ template <bool ADDITIONAL> DEVICE void score_of(const Tensors& t, const Sizes& z
 #if TANGENTS
     if (t.tangent_query.data)
         x.score_t += scale * dot(vector_at(t.tangent_query, at.b, at.qc, at.h), t.tangent_query.stride[5], k, stride_k, z.dim);
-    const auto& tangents = ADDITIONAL ? t.tangent_additional_key : t.tangent_key;
+    const auto& tangents = either<ADDITIONAL>(t.tangent_key, t.tangent_additional_key);
     if (tangents.data) {
         const auto* tangent = key_of<ADDITIONAL>(t.tangent_key, t.tangent_additional_key, z, at);
         x.score_t += scale * dot(q, stride_q, tangent, tangents.stride[ADDITIONAL ? 3 : 5], z.dim);
@@ -70,7 +78,7 @@ template <bool ADDITIONAL> DEVICE void grad_of(const Tensors& t, const Sizes& z,
         const auto* tangent = vector_at(t.tangent_grad_output, at.b, at.qc, at.h);
         x.grad_t += dot(tangent, t.tangent_grad_output.stride[5], v, stride_v, z.dim_v);
     }
-    const auto& tangents = ADDITIONAL ? t.tangent_additional_value : t.tangent_value;
+    const auto& tangents = either<ADDITIONAL>(t.tangent_value, t.tangent_additional_value);
     if (tangents.data) {
         const auto* tangent = key_of<ADDITIONAL>(t.tangent_value, t.tangent_additional_value, z, at);
         x.grad_t += dot(grad, stride, tangent, tangents.stride[ADDITIONAL ? 3 : 5], z.dim_v);

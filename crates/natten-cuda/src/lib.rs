@@ -12,10 +12,12 @@ mod device;
 mod error;
 mod family;
 mod hopper;
+mod generic;
 mod launch;
 mod plan;
 mod probe;
 mod queue;
+mod render;
 mod target;
 mod tensor;
 
