@@ -24,9 +24,9 @@ DEVICE N operator*(N a, N b) { return {a.v * b.v}; }
 DEVICE N power(R v, R) { return {f_exp(v)}; }
 #endif
 
-// Loops over rows or columns are unrolled where the numbers then fit in registers.
-#define UNROLL_UP_TO 128
-#define UNROLLED(n) ((n) <= UNROLL_UP_TO ? (n) : 1)
+// Loops over rows or columns are unrolled where the numbers then fit in registers, and the text stays short enough for
+// the compiler.
+#define UNROLLED(n) (!TANGENTS && sizeof(R) == 4 && (n) <= 64 ? (n) : 1)
 
 // An element of a token's vector.
 template <class A, class B> DEVICE N element(const View<A>& values, const View<B>& tangents, int b, int token, int h, int d) {

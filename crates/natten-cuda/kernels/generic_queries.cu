@@ -5,6 +5,8 @@
 //   SWEEP_STAGES, SWEEP_STAGE_TANGENTS, SWEEP_OUTPUT, SWEEP_GRAD_QUERY     1 or 0
 //   GRAD_STAGES    how the cotangents of the stages are found: 0 not at all, 1 from the row's numbers, 2 from its pairs
 //   LOGSUMEXP      the stage that is the logsumexp, or -1
+//   ONE_SWEEP      1 where stages and output are found in one sweep, the output scaled at the end
+//   EXPONENTIAL    the stage whose running maximum is then taken off exponents, or -1
 //
 // A row without a pair that counts, or with a logsumexp of -inf, is dead: its output and every derivative are 0.
 
@@ -100,6 +102,66 @@ DEVICE void sweep_stages(const Tensors& t, const Sizes& z, const Site& query, Ro
 #pragma unroll
     for (int k = 0; k < STAGES; ++k)
         if (is_swept(k)) row.stage[k] = finish_stage(stage_kind(k), running[k]);
+}
+#endif
+
+#if ONE_SWEEP
+// The largest number of the lanes'; a NaN is none.
+DEVICE R group_most(R x) {
+#pragma unroll
+    for (int distance = LANES / 2; distance > 0; distance /= 2) {
+        const R other = from_partner(x, distance);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+// Stages and output together. The exponents' running maximum is that of all lanes, so that the output has one scale.
+DEVICE void sweep_stages_and_output(const Tensors& t, const Sizes& z, const Site& query, Row& row, R (&output)[OF_LANE(DIM_V)]) {
+    Running running[STAGES];
+    bool seen = false;
+    R peak = -R_INF;
+#pragma unroll
+    for (int k = 0; k < STAGES; ++k) running[k] = begin_stage(stage_kind(k));
+    row.shift = 0;
+    const auto body = [&](auto of, const Site& at, bool live, const auto& fixed) {
+        using F = decltype(of);
+        constexpr bool A = F::ADDITIONAL;
+        const unsigned bits = ballot(live);
+        if (!bits) return;
+        const Pair x = pair_of<F, false>(t, z, at, live);
+        R elements[STAGES] = {};
+        if (live) F::stages(t, at, row, x, F::fix_stages(t, query, row), elements);
+#if EXPONENTIAL >= 0
+        const R largest = group_most(live ? elements[EXPONENTIAL] : -R_INF);
+        if (largest > peak) {
+            const R factor = f_exp(peak - largest);
+            running[EXPONENTIAL].value *= factor;
+#pragma unroll
+            for (int i = 0; i < OF_LANE(DIM_V); ++i) output[i] *= factor;
+            running[EXPONENTIAL].peak = peak = row.shift = largest;
+        }
+#endif
+        R w[2] = {0, 0};
+        if (live) {
+            seen = true;
+            F::local(t, at, row, x, fixed, w);
+#pragma unroll
+            for (int k = 0; k < STAGES; ++k)
+                if (is_swept(k)) add_element(stage_kind(k), running[k], elements[k]);
+        }
+        const auto* v = key_of<A>(t.value, t.additional_value, z, at);
+        add_vectors(output, bits, w[0], v, A ? t.additional_value.stride[3] : t.value.stride[5], z.dim_v);
+    };
+    EACH_PAIR(local, body)
+    row.alive = ballot(seen) != 0;
+#pragma unroll
+    for (int k = 0; k < STAGES; ++k)
+        if (is_swept(k)) row.stage[k] = finish_stage(stage_kind(k), running[k]);
+    R factor[1];
+    OfRow::factor(t, query, row, factor);
+#pragma unroll
+    for (int i = 0; i < OF_LANE(DIM_V); ++i) output[i] *= factor[0];
 }
 #endif
 
@@ -239,7 +301,10 @@ extern "C" __global__ void __launch_bounds__(128) queries(PARAMETERS) {
         if (t.logsumexp.data) row.stage[L] = ::number(*number_at(t.logsumexp, query));
         if (t.grad_logsumexp.data) row.grad_logsumexp = ::number(*number_at(t.grad_logsumexp, query));
         if (t.tangent_grad_logsumexp.data) row.grad_logsumexp_t = ::number(*number_at(t.tangent_grad_logsumexp, query));
-#if SWEEP_STAGES
+        R output[OF_LANE(DIM_V)] = {}, output_t[OF_LANE(DIM_V)] = {};
+#if ONE_SWEEP
+        sweep_stages_and_output(t, z, query, row, output);
+#elif SWEEP_STAGES
         sweep_stages(t, z, query, row);
 #endif
 #pragma unroll
@@ -248,8 +313,14 @@ extern "C" __global__ void __launch_bounds__(128) queries(PARAMETERS) {
 #if SWEEP_STAGE_TANGENTS
         if (row.alive) sweep_stage_tangents(t, z, query, row);
 #endif
-        R output[OF_LANE(DIM_V)] = {}, output_t[OF_LANE(DIM_V)] = {};
-#if SWEEP_OUTPUT
+#if ONE_SWEEP
+        // What a dead row has summed up may be anything.
+        if (!row.alive) {
+#pragma unroll
+            for (int i = 0; i < OF_LANE(DIM_V); ++i) output[i] = 0;
+        }
+        write_vector(t.to_output, query, output, (R)1, z.dim_v);
+#elif SWEEP_OUTPUT
         if (row.alive) sweep_output(t, z, query, row, output, output_t);
         write_vector(t.to_output, query, output, (R)1, z.dim_v);
         write_vector(t.to_output_t, query, output_t, (R)1, z.dim_v);

@@ -2,7 +2,7 @@
 //! handed.
 
 use natten_core::program::derive::depends_on;
-use natten_core::program::{GradStages, LoadGradient, Lowered, Primal, Pushed, Reduce, StageElement, Var};
+use natten_core::program::{Algorithm, GradStages, LoadGradient, Lowered, Primal, Pushed, Reduce, StageElement, Var};
 use natten_core::{Op, OpRequest, Problem, Result, Role};
 
 use super::functions::{Functions, Wanted, cotangents, determined, drop_zeros, of_row, stage_kind};
@@ -102,6 +102,14 @@ impl<'p> Attention<'p> {
         self.swept = self.needed.iter().copied().filter(|&k| Some(k) != given).collect();
     }
 
+    /// The exponential stage of a forward pass that finds stages and output in one sweep.
+    fn one_sweep(&self) -> Option<Option<u8>> {
+        match self.lowered().algorithm {
+            Algorithm::OnePass { exponential, .. } if self.op == Op::Forward && self.wants.output => Some(exponential),
+            _ => None,
+        }
+    }
+
     fn sweeps_output(&self) -> bool {
         self.wants.output || self.uses_delta && self.op == Op::BackwardJvp
     }
@@ -153,18 +161,25 @@ impl<'p> Attention<'p> {
             (_, true) => 2,
         };
         let grads_query = self.is_backward() && self.wants.query;
+        let one_sweep = self.one_sweep();
         let defines = vec![
             ("SWEEP_STAGES", flag(!self.swept.is_empty())),
             ("SWEEP_STAGE_TANGENTS", flag(sweeps_tangents)),
             ("SWEEP_OUTPUT", flag(self.sweeps_output())),
             ("SWEEP_GRAD_QUERY", flag(grads_query)),
             ("GRAD_STAGES", grad_stages.to_string()),
+            ("ONE_SWEEP", flag(one_sweep.is_some())),
+            ("EXPONENTIAL", one_sweep.flatten().map_or(-1, i32::from).to_string()),
             ("LOGSUMEXP", self.lowered().logsumexp.map_or(-1, i32::from).to_string()),
         ];
         let wanted = |_: bool| {
             let mut wanted = Vec::new();
-            if !self.swept.is_empty() {
+            if !self.swept.is_empty() || one_sweep.is_some() {
                 wanted.push(Wanted::Stages);
+            }
+            if one_sweep.is_some() {
+                wanted.push(Wanted::Local);
+                return wanted;
             }
             if sweeps_tangents {
                 wanted.push(Wanted::StageTangents(&self.needed));

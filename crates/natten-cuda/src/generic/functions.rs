@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 use natten_core::program::{
-    Buffer, Compare, Expr, GradStages, Graph, Index, LoadGradient, Lowered, Node, Primal, Program, Pushed,
+    Algorithm, Buffer, Compare, Expr, GradStages, Graph, Index, LoadGradient, Lowered, Node, Primal, Program, Pushed,
     Reduce, StageElement, Type, Unary, Var,
 };
 use natten_core::{Problem, Result};
@@ -35,6 +35,7 @@ impl Leaves for Names<'_> {
             Var::GradStage(k) => format!("row.grad_stage[{k}]"),
             Var::Delta => "row.delta".to_owned(),
             Var::GradLogsumexp => "row.grad_logsumexp".to_owned(),
+            Var::Shift => "row.shift".to_owned(),
             Var::Tangent(Primal::Score) => "x.score_t".to_owned(),
             Var::Tangent(Primal::Grad) => "x.grad_t".to_owned(),
             Var::Tangent(Primal::Stage(k)) => format!("row.stage_t[{k}]"),
@@ -138,6 +139,10 @@ impl<'p> Functions<'p> {
                 };
                 ("stage_tangents", (0..self.lowered.stages.len()).map(|k| of(graph, k)).collect())
             }
+            Wanted::Local => match self.lowered.algorithm {
+                Algorithm::OnePass { local, .. } => ("local", vec![local]),
+                _ => ("local", Vec::new()),
+            },
             Wanted::Weight => ("weight", both(self.lowered.weight).to_vec()),
             Wanted::GradScore => ("grad_score", both(self.lowered.grad_score).to_vec()),
             Wanted::GradStages => (
@@ -213,6 +218,8 @@ pub(super) enum Wanted<'a> {
     Stages,
     /// The tangents of these stages; 0 for the others.
     StageTangents(&'a [u8]),
+    /// The weight of the sum in one sweep, before the row's factor.
+    Local,
     Weight,
     GradScore,
     GradStages,
@@ -224,22 +231,30 @@ pub(super) enum Wanted<'a> {
     },
 }
 
-/// `OfRow`: the cotangents of stages that follow from the row's numbers.
+/// `OfRow`: the cotangents of stages that follow from the row's numbers, and the factor of its sum in one sweep.
 ///
 /// # Errors
 /// [`natten_core::Error::Unsupported`] for what cannot be rendered.
 pub(super) fn of_row(program: &Program, lowered: &Lowered) -> Result<String> {
-    let roots: Vec<Expr> = match &lowered.grad_stages {
+    let cotangents: Vec<Expr> = match &lowered.grad_stages {
         GradStages::OfRow(list) => list.iter().copied().flat_map(both).collect(),
-        _ => return Ok(String::new()),
+        _ => Vec::new(),
     };
-    let rendered = render(program, &lowered.graph, &roots, &Names { program }, "", &|_| true)?;
-    Ok(format!(
-        "struct OfRow {{\n    \
-         static DEVICE void grad_stages(const Tensors& t, const Site& at, const Row& row, R* out) {{\n{}{}    }}\n}};\n",
-        Rendered::lines(&rendered.each, "        "),
-        assignments("out", &rendered.results),
-    ))
+    let factor: Vec<Expr> = match lowered.algorithm {
+        Algorithm::OnePass { factor, .. } => vec![factor],
+        _ => Vec::new(),
+    };
+    let mut text = "struct OfRow {\n".to_owned();
+    for (name, roots) in [("grad_stages", cotangents), ("factor", factor)] {
+        let rendered = render(program, &lowered.graph, &roots, &Names { program }, "", &|_| true)?;
+        let _ = write!(
+            text,
+            "    static DEVICE void {name}(const Tensors& t, const Site& at, const Row& row, R* out) {{\n{}{}    }}\n",
+            Rendered::lines(&rendered.each, "        "),
+            assignments("out", &rendered.results),
+        );
+    }
+    Ok(text + "};\n")
 }
 
 fn assignments(to: &str, results: &[String]) -> String {
@@ -267,7 +282,7 @@ fn changes(node: &Node) -> bool {
     match node {
         Node::Var(var) => matches!(
             var,
-            Var::Score | Var::Grad | Var::X | Var::Tangent(Primal::Score | Primal::Grad | Primal::X)
+            Var::Score | Var::Grad | Var::X | Var::Shift | Var::Tangent(Primal::Score | Primal::Grad | Primal::X)
         ),
         Node::Index(index) => matches!(index, Index::Key | Index::KeyAxis(_)),
         Node::Random(..) => true,

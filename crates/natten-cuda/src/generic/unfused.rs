@@ -113,6 +113,7 @@ fn queries(builder: &mut Builder<'_>, places: &Places, written: &[&str], is_outp
         ("SWEEP_OUTPUT", flag(is_output)),
         ("SWEEP_GRAD_QUERY", flag(!is_output)),
         ("GRAD_STAGES", "0"),
+        ("ONE_SWEEP", "0"),
         ("LOGSUMEXP", "-1"),
     ];
     let (source, arguments) = source(builder, places, written, &defines);

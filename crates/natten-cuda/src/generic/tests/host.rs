@@ -231,7 +231,7 @@ fn compiled(kernel: &Kernel) -> Result<PathBuf> {
     std::fs::write(&text, &kernel.source).unwrap();
     std::fs::write(&shim, include_str!("host.cpp")).unwrap();
     let output = Command::new("g++")
-        .args(["-std=c++17", "-O1", "-w", "-x", "c++"])
+        .args(["-std=c++17", "-O0", "-w", "-x", "c++"])
         .arg(format!("-DKERNEL=\"{}\"", text.display()))
         .arg(format!("-DENTRY={}", kernel.entry))
         .arg(&shim)
