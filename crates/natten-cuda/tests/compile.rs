@@ -61,6 +61,12 @@ fn builder(neighborhood: &Neighborhood, dtype: DType, dim: usize) -> ProblemBuil
     Problem::builder(neighborhood.clone(), dtype).heads(4).head_dim(dim)
 }
 
+/// What tells a problem of the list from the others.
+fn name(problem: &Problem) -> String {
+    let program = if problem.program().is_plain_softmax() { "softmax" } else { "a program" };
+    format!("{:?} in {}, D {}, {program}", problem.neighborhood(), problem.dtype(), problem.head_dim())
+}
+
 fn softcap(rank: usize) -> Program {
     Program::builder(rank).score("30 * tanh(score / 30)").build().unwrap()
 }
@@ -206,13 +212,20 @@ fn every_kernel_compiles_for_every_architecture() {
             for request in requests(&problem, thorough) {
                 let kernels_of = match generate(&problem, &request, &PlanOptions::default(), &target) {
                     Ok(kernels) => kernels,
-                    Err(error) => panic!("{} of {problem:?} on {}: {error}", request.op, target.name()),
+                    Err(error) => {
+                        panic!("{} of {} on {}: {error}", request.op, name(&problem), target.name())
+                    }
                 };
-                assert!(!kernels_of.is_empty(), "{} of {problem:?} launches nothing", request.op);
+                assert!(!kernels_of.is_empty(), "{} of {} launches nothing", request.op, name(&problem));
                 for kernel in kernels_of {
                     if seen.insert((kernel.source.clone(), kernel.options, target.name())) {
-                        let what =
-                            format!("{} {}, {} of {problem:?}", kernel.family, kernel.entry, request.op);
+                        let what = format!(
+                            "{} {}, {} of {}",
+                            kernel.family,
+                            kernel.entry,
+                            request.op,
+                            name(&problem)
+                        );
                         kernels.push((kernel, target, what));
                     }
                 }
