@@ -163,9 +163,9 @@ impl<'p> Attention<'p> {
         let grads_query = self.is_backward() && self.wants.query;
         let one_sweep = self.one_sweep();
         let defines = vec![
-            ("SWEEP_STAGES", flag(!self.swept.is_empty())),
+            ("SWEEP_STAGES", flag(!self.swept.is_empty() && one_sweep.is_none())),
             ("SWEEP_STAGE_TANGENTS", flag(sweeps_tangents)),
-            ("SWEEP_OUTPUT", flag(self.sweeps_output())),
+            ("SWEEP_OUTPUT", flag(self.sweeps_output() && one_sweep.is_none())),
             ("SWEEP_GRAD_QUERY", flag(grads_query)),
             ("GRAD_STAGES", grad_stages.to_string()),
             ("ONE_SWEEP", flag(one_sweep.is_some())),
@@ -204,8 +204,7 @@ impl<'p> Attention<'p> {
             "to_grad_query_t",
         ];
         let (source, arguments) = self.source(builder, places, &written, &wanted, defines)?;
-        let row =
-            if grad_stages == 1 { of_row(self.problem.program(), self.lowered())? } else { String::new() };
+        let row = of_row(self.problem.program(), self.lowered())?;
         let source = source + &self.stage_functions() + &row + text::QUERIES;
         let rows: u64 = self.problem.shape(Role::Output).iter().rev().skip(1).map(|&n| n as u64).product();
         builder.launch(source, "queries", rows, arguments);
