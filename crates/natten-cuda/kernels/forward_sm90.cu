@@ -17,10 +17,14 @@
 //   AXIS0 AXIS1 AXIS2     queries, keys, kind, window, stride, dilation (kinds: Kind below)
 //   SUB0 SUB1 SUB2        the box of 64 queries of a warpgroup; GROUPS0 GROUPS1 GROUPS2 warpgroups an axis
 //   KEYS0 KEYS1 KEYS2     the key box, BOX_KEYS = their product; KEYS2 is 4 or a multiple of 8
-//   RING ADDITIONAL     boxes in the ring; further keys that every query sees
+//   RING QUERY_RING       key boxes in the ring, and query boxes
+//   ADDITIONAL            further keys that every query sees
 //   FOLD_HEADS            1 where head and column share the innermost axis of the tensor maps
 //   SECTION REVERSE       heads that are walked together; 1 to start from the last query box
 //   SCALE                 what scores are multiplied with
+//   namespace program     Captures, the tensors that functions read; where PROGRAM is 1 also Site, a pair's place, and
+//                         Functions, of which score makes a scaled score one that the softmax takes
+//   EXTRA_PARAMETERS EXTRA_ARGUMENTS   the members of Captures, as parameters of the kernel and by name
 //   BLOCKS                blocks that share a multiprocessor; PRODUCER_REGISTERS CONSUMER_REGISTERS a thread
 //   wgmma_scores(float (&)[BOX_KEYS / 2], u64, u64, bool), wgmma_values(float (&)[HEAD_DIM_V / 2], u32 x 4, u64)
 
@@ -51,8 +55,9 @@ constexpr int THREADS = 128 * (WARPGROUPS + 1);
 constexpr int BITS = BOX_KEYS / 4;
 constexpr float LOG2_E = 1.4426950408889634f, LOG_2 = 0.6931471805599453f;
 #define NO_SCORE __int_as_float(0xff800000)
-// A scale that is not positive would turn the maximum into a minimum, so such scores are scaled before the softmax.
-constexpr bool SCALE_FIRST = !(SCALE > 0.0f);
+// A scale that is not positive would turn the maximum into a minimum, and functions of scores take scaled ones: such
+// scores are scaled before the softmax.
+constexpr bool SCALE_FIRST = !(SCALE > 0.0f) || PROGRAM;
 constexpr float EXPONENT = (SCALE_FIRST ? 1.0f : SCALE) * LOG2_E;
 // How far, in powers of two, a row's maximum may grow before its sums are rescaled.
 constexpr float SLACK = 8.0f;
@@ -270,25 +275,27 @@ struct Walk {
 };
 
 // A ring position and how often it was passed.
-struct Slot {
+template <int LENGTH> struct Place {
     u32 index, phase;
     __device__ __forceinline__ void next() {
-        if (++index == RING) {
+        if (++index == LENGTH) {
             index = 0;
             phase ^= 1;
         }
     }
 };
 
+typedef Place<RING> Slot;
+
 struct Shared {
     u32 query, key, value;
     u32 barriers;
-    __device__ __forceinline__ u32 query_full() const { return barriers; }
-    __device__ __forceinline__ u32 query_empty() const { return barriers + 8; }
-    __device__ __forceinline__ u32 key_full(u32 slot) const { return barriers + 16 + 8 * slot; }
-    __device__ __forceinline__ u32 key_empty(u32 slot) const { return barriers + 16 + 8 * (RING + slot); }
-    __device__ __forceinline__ u32 value_full(u32 slot) const { return barriers + 16 + 8 * (2 * RING + slot); }
-    __device__ __forceinline__ u32 value_empty(u32 slot) const { return barriers + 16 + 8 * (3 * RING + slot); }
+    __device__ __forceinline__ u32 key_full(u32 slot) const { return barriers + 8 * slot; }
+    __device__ __forceinline__ u32 key_empty(u32 slot) const { return barriers + 8 * (RING + slot); }
+    __device__ __forceinline__ u32 value_full(u32 slot) const { return barriers + 8 * (2 * RING + slot); }
+    __device__ __forceinline__ u32 value_empty(u32 slot) const { return barriers + 8 * (3 * RING + slot); }
+    __device__ __forceinline__ u32 query_full(u32 slot) const { return barriers + 8 * (4 * RING + slot); }
+    __device__ __forceinline__ u32 query_empty(u32 slot) const { return barriers + 8 * (4 * RING + QUERY_RING + slot); }
 };
 
 struct Maps {
@@ -333,16 +340,18 @@ __device__ __forceinline__ void load_values(const Shared &shared, const Maps &ma
 // The one thread that feeds the ring: the keys of the next box go before the values of this one, as they are used.
 __device__ __forceinline__ void produce(const Shared &shared, const Maps &maps) {
     Slot slot = {0, 0};
-    u32 query_phase = 0;
+    Place<QUERY_RING> query_slot = {0, 0};
     for (int round = 0; round * gridDim.x < ITEMS; round++) {
         int index = item_of(round);
         if (index >= ITEMS) continue;
         Item item(index);
         int window_boxes = item.window_boxes();
         int boxes = window_boxes + ADDITIONAL_BOXES;
-        barrier_wait(shared.query_empty(), query_phase ^ 1);
-        query_phase ^= 1;
-        barrier_expect(shared.query_full(), QUERY_BYTES);
+        barrier_wait(shared.query_empty(query_slot.index), query_slot.phase ^ 1);
+        u32 query_full = shared.query_full(query_slot.index);
+        u32 query = shared.query + query_slot.index * QUERY_BYTES;
+        query_slot.next();
+        barrier_expect(query_full, QUERY_BYTES);
 #pragma unroll
         for (int w = 0; w < WARPGROUPS; w++) {
             int x = item.query0 + w / (GROUPS1 * GROUPS2) * SUB0;
@@ -352,8 +361,8 @@ __device__ __forceinline__ void produce(const Shared &shared, const Maps &maps) 
             for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
                 for (int part = 0; part < QUERY_PARTS; part++)
-                    load_box(shared.query + (w * CHUNKS + c) * ROWS * 128 + part * (ROWS / QUERY_PARTS) * 128, maps.query,
-                             shared.query_full(), item.head, HEAD_DIM, c * 64, item.group0 + x * A0::DILATION,
+                    load_box(query + (w * CHUNKS + c) * ROWS * 128 + part * (ROWS / QUERY_PARTS) * 128, maps.query,
+                             query_full, item.head, HEAD_DIM, c * 64, item.group0 + x * A0::DILATION,
                              item.group1 + y * A1::DILATION,
                              item.group2 + (z + part * (SUB2 / QUERY_PARTS)) * A2::DILATION, item.batch);
         }
@@ -525,6 +534,49 @@ __device__ __forceinline__ void mask(float (&scores)[SCORES], const Window (&win
     }
 }
 
+#if PROGRAM
+// The place of a thread's element of a key box, as tokens.
+__device__ __forceinline__ void key_tokens(const Item &item, const Walk &walk, int i, int quad, int (&token)[3]) {
+    int column = 8 * (i / 2) + i % 2;
+    int x = column / (KEYS1 * KEYS2), y = column / KEYS2 % KEYS1, z = column % KEYS2;
+    if (KEYS2 >= 8) {
+        z += 2 * quad;
+    } else {
+        z += 2 * (quad & 1);
+        y += quad >> 1;
+    }
+    token[0] = item.group0 + (walk.key0 + x) * A0::DILATION;
+    token[1] = item.group1 + (walk.key1 + y) * A1::DILATION;
+    token[2] = item.group2 + (walk.key2 + z) * A2::DILATION;
+}
+
+// Scaled scores become those that the softmax takes.
+__device__ __forceinline__ void transform(float (&scores)[SCORES], const program::Captures &captures, const Item &item,
+                                          const Walk &walk, const int (&at0)[2], const int (&at1)[2], const int (&at2)[2],
+                                          int quad) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        program::Site at = {};
+        at.b = item.batch;
+        at.h = item.head;
+        at.hkv = item.head / (HEADS / HEADS_KV);
+        at.row = item.batch * HEADS + item.head;
+        at.qc[0] = item.group0 + at0[r] * A0::DILATION;
+        at.qc[1] = item.group1 + at1[r] * A1::DILATION;
+        at.qc[2] = item.group2 + at2[r] * A2::DILATION;
+        at.q = (at.qc[0] * A1::QUERIES + at.qc[1]) * A2::QUERIES + at.qc[2];
+        auto fixed = program::Functions::fix(captures, at);
+#pragma unroll
+        for (int i = 0; i < BITS; i++) {
+            float &score = scores[4 * (i / 2) + 2 * r + i % 2];
+            key_tokens(item, walk, i, quad, at.kc);
+            at.k = (at.kc[0] * A1::KEYS + at.kc[1]) * A2::KEYS + at.kc[2];
+            score = program::Functions::score(captures, at, fixed, score);
+        }
+    }
+}
+#endif
+
 __device__ __forceinline__ void mask_additional(float (&scores)[SCORES], int keys, int quad) {
     if (keys >= BOX_KEYS) return;
     Bits bits = bits_below(columns_before<BOX_KEYS>(keys, quad));
@@ -545,7 +597,8 @@ __device__ __forceinline__ void pass_turn(int warpgroup) {
 #endif
 }
 
-__device__ __forceinline__ void consume(const Shared &shared, const View<u16> &output, const View<float> &logsumexp) {
+__device__ __forceinline__ void consume(const Shared &shared, const View<u16> &output, const View<float> &logsumexp,
+                                        const program::Captures &captures) {
     // Told to the compiler as uniform, so that what depends on it is computed once a warp.
     int warpgroup = __shfl_sync(~0u, threadIdx.x / 128 - 1, 0);
     int lane = threadIdx.x % 32, quad = lane % 4;
@@ -553,9 +606,8 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
     int sub0 = warpgroup / (GROUPS1 * GROUPS2) * SUB0;
     int sub1 = warpgroup / GROUPS2 % GROUPS1 * SUB1;
     int sub2 = warpgroup % GROUPS2 * SUB2;
-    u32 query = shared.query + warpgroup * CHUNKS * ROWS * 128;
     Slot slot = {0, 0};
-    u32 query_phase = 0;
+    Place<QUERY_RING> query_slot = {0, 0};
     if (warpgroup == WARPGROUPS - 1) pass_turn(warpgroup);
     for (int round = 0; round * gridDim.x < ITEMS; round++) {
         int index = item_of(round);
@@ -580,8 +632,10 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
 #pragma unroll
         for (int i = 0; i < SUMS; i++) sums[i] = 0.0f;
 
-        barrier_wait(shared.query_full(), query_phase);
-        query_phase ^= 1;
+        u32 query = shared.query + query_slot.index * QUERY_BYTES + warpgroup * CHUNKS * ROWS * 128;
+        u32 query_empty = shared.query_empty(query_slot.index);
+        barrier_wait(shared.query_full(query_slot.index), query_slot.phase);
+        query_slot.next();
         Walk walk(item);
         float scores[SCORES];
         u32 weights[BITS];
@@ -596,6 +650,9 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
 #pragma unroll
                 for (int i = 0; i < SCORES; i++) scores[i] *= SCALE;
             }
+#if PROGRAM
+            if (ADDITIONAL == 0 || box < window_boxes) transform(scores, captures, item, walk, at0, at1, at2, quad);
+#endif
             if (ADDITIONAL > 0 && box >= window_boxes)
                 mask_additional(scores, ADDITIONAL - (box - window_boxes) * BOX_KEYS, quad);
             else if (!sees_all(low, high, walk))
@@ -609,7 +666,7 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
 #pragma unroll
             for (int i = 0; i < BITS; i++) weights[i] = pack(scores[2 * i], scores[2 * i + 1]);
         };
-        if (boxes == 0 && lane == 0) barrier_arrive(shared.query_empty());
+        if (boxes == 0 && lane == 0) barrier_arrive(query_empty);
         if (boxes > 0) {
             barrier_wait(shared.key_full(slot.index), slot.phase);
             take_turn(warpgroup);
@@ -643,7 +700,7 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
                 pending = slot;
                 advance();
             }
-            if (lane == 0) barrier_arrive(shared.query_empty());
+            if (lane == 0) barrier_arrive(query_empty);
             barrier_wait(shared.value_full(pending.index), pending.phase);
             issue_values(sums, weights, shared.value + pending.index * VALUE_BYTES);
             wgmma_wait<0>();
@@ -683,17 +740,20 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     forward_sm90(const __grid_constant__ TensorMap query, const __grid_constant__ TensorMap key,
                  const __grid_constant__ TensorMap value, const __grid_constant__ TensorMap additional_key,
-                 const __grid_constant__ TensorMap additional_value, const View<u16> output, const View<float> logsumexp) {
+                 const __grid_constant__ TensorMap additional_value, const View<u16> output, const View<float> logsumexp
+                 EXTRA_PARAMETERS) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 base = (shared_address(memory) + 1023) & ~1023u;
     Shared shared;
     shared.query = base;
-    shared.key = base + QUERY_BYTES;
+    shared.key = base + QUERY_RING * QUERY_BYTES;
     shared.value = shared.key + RING * KEY_BYTES;
     shared.barriers = shared.value + RING * VALUE_BYTES;
     if (threadIdx.x == 0) {
-        barrier_init(shared.query_full(), 1);
-        barrier_init(shared.query_empty(), 4 * WARPGROUPS);
+        for (u32 s = 0; s < QUERY_RING; s++) {
+            barrier_init(shared.query_full(s), 1);
+            barrier_init(shared.query_empty(s), 4 * WARPGROUPS);
+        }
         for (u32 s = 0; s < RING; s++) {
             barrier_init(shared.key_full(s), 1);
             barrier_init(shared.key_empty(s), 4 * WARPGROUPS);
@@ -708,6 +768,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         if (threadIdx.x == 0) produce(shared, Maps{query, key, value, additional_key, additional_value});
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
-        consume(shared, output, logsumexp);
+        consume(shared, output, logsumexp, program::Captures{EXTRA_ARGUMENTS});
     }
 }

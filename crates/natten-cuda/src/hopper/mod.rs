@@ -2,12 +2,14 @@
 //! module says which problems it serves, and turns one into constants, tensor maps and a launch; [`shape`] chooses the
 //! boxes, [`text`] writes the source.
 
+mod program;
 mod shape;
 mod text;
 
 use natten_core::geometry::{Alignment, MAX_RANK, Tiles};
 use natten_core::{DType, Error, Op, OpRequest, PlanOptions, Problem, Result, Role, coverage_of};
 
+use self::program::Functions;
 use self::shape::Shape;
 use crate::NAME;
 use crate::family::{
@@ -45,10 +47,11 @@ impl Family for Hopper {
         target: &Target,
     ) -> Result<Sequence> {
         check(problem, request, target)?;
+        let functions = Functions::of(problem, request)?;
         let shape = Shape::choose(problem, options, target)?;
         let tiles = Tiles::new(problem.neighborhood(), shape.query_tile(), shape.keys);
         Ok(Sequence {
-            steps: vec![Step::Launch(kernel(problem, request, &shape, target)?)],
+            steps: vec![Step::Launch(kernel(problem, request, &shape, functions, target))],
             workspace: 0,
             tables: Vec::new(),
             layout: if folds_heads(problem) { Layout::TmaPacked } else { Layout::Tma },
@@ -72,9 +75,6 @@ fn check(problem: &Problem, request: &OpRequest, target: &Target) -> Result<()> 
     }
     if !matches!(problem.dtype(), DType::F16 | DType::Bf16) {
         return decline(problem.dtype().to_string(), "the tensor cores take 16 bits");
-    }
-    if !problem.program().is_plain_softmax() || problem.has_rpb() || problem.has_initial_state() {
-        return decline("this program".to_owned(), "the tensor-core kernel computes plain softmax");
     }
     for (name, dim) in [("head_dim", problem.head_dim()), ("head_dim_v", problem.head_dim_v())] {
         if !dim.is_multiple_of(8) || dim > MAX_DIM {
@@ -112,7 +112,7 @@ fn folds_heads(problem: &Problem) -> bool {
     problem.head_dim().is_multiple_of(CHUNK) && problem.head_dim_v().is_multiple_of(CHUNK)
 }
 
-fn kernel(problem: &Problem, request: &OpRequest, shape: &Shape, target: &Target) -> Result<Kernel> {
+fn kernel(problem: &Problem, request: &OpRequest, shape: &Shape, functions: Functions, target: &Target) -> Kernel {
     let (heads, heads_kv) = (problem.heads(), problem.heads_kv());
     let (dim, dim_v) = (problem.head_dim(), problem.head_dim_v());
     let queries = problem.neighborhood().axes().map(|axis| axis.query_len());
@@ -135,13 +135,13 @@ fn kernel(problem: &Problem, request: &OpRequest, shape: &Shape, target: &Target
         Argument::Bytes { data: vec![0; ABSENT_VIEW], align: 8 }
     };
     let items = shape.query_boxes(problem) * (problem.batch() * heads) as u64;
-    Ok(Kernel {
-        source: text::source(problem, shape, wants_logsumexp),
+    Kernel {
+        source: text::source(problem, shape, &functions, wants_logsumexp),
         entry: "forward_sm90",
         grid: [items.min(u64::from(target.units * shape.blocks)), 1, 1],
         block: shape.threads(),
         shared_bytes: shape.shared_bytes(problem),
-        arguments: vec![
+        arguments: [
             Argument::TensorMap(map(Role::Query, heads, dim, queries, shape.sub)),
             Argument::TensorMap(key),
             Argument::TensorMap(value),
@@ -149,10 +149,13 @@ fn kernel(problem: &Problem, request: &OpRequest, shape: &Shape, target: &Target
             Argument::TensorMap(additional_value),
             Argument::View(Role::Output),
             logsumexp,
-        ],
+        ]
+        .into_iter()
+        .chain(functions.arguments)
+        .collect(),
         options: &[],
         class: Class::Wgmma,
-    })
+    }
 }
 
 /// The map of a tensor `[B, X0, X1, X2, H, D]`, in boxes of 64 columns and `tile` tokens of a residue group.

@@ -14,9 +14,6 @@ use crate::target::Target;
 /// Queries of a warpgroup.
 const ROWS: usize = 64;
 
-/// The most key boxes in the ring: more hide no more latency.
-const MAX_RING: usize = 4;
-
 /// Shared memory that each block costs beside its own.
 const RESERVED_BYTES: u32 = 1024;
 
@@ -26,14 +23,23 @@ const REGISTERS: usize = 65_536;
 /// Registers that a consumer needs beside scores, weights and sums.
 const OTHER_REGISTERS: usize = 44;
 
+/// Registers that functions of a pair need: places, strides.
+const FUNCTION_REGISTERS: usize = 24;
+
 /// The time model, in microseconds of one multiprocessor.
 mod model {
     /// A pair of a query and a key, in two products of one column each.
     pub(super) const PAIR_COLUMN: f64 = 0.43e-6;
     /// A pair's softmax, and what else does not depend on the columns.
     pub(super) const PAIR: f64 = 22.5e-6;
-    /// What a key box costs beyond its keys, in keys.
+    /// What a key box costs beyond its keys, in keys; a larger one than `LARGE` costs more by its keys.
     pub(super) const BOX_KEYS: f64 = 30.0;
+    /// The largest key box of which two warpgroups keep up with one another.
+    pub(super) const LARGE: f64 = 128.0;
+    /// How much more the keys of still larger boxes cost.
+    pub(super) const TOO_LARGE: f64 = 1.06;
+    /// How much more a query box costs that is longer than its axis.
+    pub(super) const TOO_LONG: f64 = 1.1;
     /// How much more a box with a mask takes.
     pub(super) const MASK: f64 = 0.12;
     /// What a query box costs beyond its key boxes; blocks that share a multiprocessor hide it for one another.
@@ -55,6 +61,8 @@ pub(super) struct Shape {
     pub(super) keys: [usize; MAX_RANK],
     /// Key boxes in the ring.
     pub(super) ring: usize,
+    /// Query boxes in theirs.
+    pub(super) query_ring: usize,
     /// Blocks that share a multiprocessor.
     pub(super) blocks: u32,
 }
@@ -89,7 +97,7 @@ impl Shape {
                     for axis in 0..if warpgroups == 1 { 1 } else { MAX_RANK } {
                         let mut groups = [1; MAX_RANK];
                         groups[axis] = warpgroups;
-                        let shape = Self { sub, groups, keys, ring: 0, blocks };
+                        let shape = Self { sub, groups, keys, ring: 0, query_ring: 0, blocks };
                         let is_wanted = query_tile.is_none_or(|wanted| wanted == shape.query_tile());
                         if let Some(shape) = shape.with_ring(problem, target).filter(|_| is_wanted) {
                             let cost = shape.cost(problem, target, &mut counts);
@@ -113,8 +121,9 @@ impl Shape {
     /// The shape with as many key boxes in the ring as fit.
     fn with_ring(mut self, problem: &Problem, target: &Target) -> Option<Self> {
         let limit = (target.shared_bytes + RESERVED_BYTES) / self.blocks - RESERVED_BYTES;
-        for ring in (2..=MAX_RING).rev() {
-            self.ring = ring;
+        // A second query box lets the next one arrive while this one is worked on; then as many key boxes as fit.
+        for (query_ring, ring) in [(2, 4), (2, 3), (2, 2), (1, 2)] {
+            (self.query_ring, self.ring) = (query_ring, ring);
             if self.shared_bytes(problem) <= limit {
                 return Some(self);
             }
@@ -151,8 +160,8 @@ impl Shape {
         let row = |dim: usize| dim.div_ceil(CHUNK) * 128;
         let queries = self.warpgroups() * ROWS * row(problem.head_dim());
         let key_box = self.box_keys() * (row(problem.head_dim()) + row(problem.head_dim_v()));
-        let barriers = 16 + 32 * self.ring;
-        (1024 + queries + self.ring * key_box + barriers) as u32
+        let barriers = 16 * self.query_ring + 32 * self.ring;
+        (1024 + self.query_ring * queries + self.ring * key_box + barriers) as u32
     }
 
     /// Query boxes of one batch entry and head, as the kernel counts them: every residue group has as many as the longest.
@@ -192,7 +201,12 @@ impl Shape {
         let boxes = self.query_boxes(problem) as f64;
         let resident = self.warpgroups() * self.blocks as usize;
         let rate = if columns > 96.0 { 1.0 } else { model::RATE_OF[resident.clamp(1, 3) - 1] };
-        let pairs = rows * (keys + model::BOX_KEYS) * (model::PAIR + model::PAIR_COLUMN * columns) / rate;
+        let in_keys = if keys > model::LARGE {
+            keys * (1.0 + model::BOX_KEYS / model::LARGE) * model::TOO_LARGE
+        } else {
+            keys + model::BOX_KEYS
+        };
+        let pairs = rows * in_keys * (model::PAIR + model::PAIR_COLUMN * columns) / rate;
         let bytes = 4.0 * columns * keys / model::BYTES;
         let masked = 1.0 - full / visits.max(1.0);
         let visit = pairs.max(bytes) * (1.0 + model::MASK * masked);
@@ -201,7 +215,9 @@ impl Shape {
         let items = boxes * (problem.batch() * problem.heads()) as f64;
         // A few rounds are whole rounds; in many, unequal items even out.
         let rounds = if items > 16.0 * slots { items / slots } else { (items / slots).ceil() };
-        rounds * f64::from(self.blocks) * item
+        let axes = problem.neighborhood().axes();
+        let is_long = (0..MAX_RANK).any(|a| self.groups[a] > 1 && self.sub[a] >= axes[a].query_group_len(0));
+        rounds * f64::from(self.blocks) * item * if is_long { model::TOO_LONG } else { 1.0 }
     }
 }
 
@@ -211,7 +227,9 @@ fn fits_registers(problem: &Problem, keys: usize, staff: (usize, u32, usize, usi
     let (warpgroups, blocks, _, consumer) = staff;
     let sums = problem.head_dim_v() / 2;
     let at_entry = REGISTERS / (128 * (warpgroups + 1) * blocks as usize) / 8 * 8;
-    let other = if warpgroups == 3 { OTHER_REGISTERS - 12 } else { OTHER_REGISTERS };
+    let is_plain = problem.program().is_plain_softmax() && !problem.has_rpb();
+    let functions = if is_plain { 0 } else { FUNCTION_REGISTERS };
+    let other = functions + if warpgroups == 3 { OTHER_REGISTERS - 12 } else { OTHER_REGISTERS };
     keys / 2 + keys / 4 + sums + other <= consumer && (keys / 2).max(sums) + 28 <= at_entry
 }
 

@@ -4,6 +4,7 @@
 use natten_core::geometry::{Alignment, Axis};
 use natten_core::{DType, Problem};
 
+use super::program::Functions;
 use super::shape::Shape;
 
 const KERNEL: &str = include_str!("../../kernels/forward_sm90.cu");
@@ -13,7 +14,7 @@ const KERNEL: &str = include_str!("../../kernels/forward_sm90.cu");
 const SECTION: usize = 32;
 
 /// The whole text.
-pub(super) fn source(problem: &Problem, shape: &Shape, writes_logsumexp: bool) -> String {
+pub(super) fn source(problem: &Problem, shape: &Shape, functions: &Functions, writes_logsumexp: bool) -> String {
     let mut text = String::from(
         "typedef unsigned short u16;\ntypedef unsigned int u32;\ntypedef unsigned long long u64;\ntypedef long long i64;\n",
     );
@@ -34,6 +35,7 @@ pub(super) fn source(problem: &Problem, shape: &Shape, writes_logsumexp: bool) -
     }
     define("BOX_KEYS", shape.box_keys().to_string());
     define("RING", shape.ring.to_string());
+    define("QUERY_RING", shape.query_ring.to_string());
     define("ADDITIONAL", problem.additional_tokens().to_string());
     define("FOLD_HEADS", i32::from(super::folds_heads(problem)).to_string());
     define("SECTION", if is_uneven { SECTION.min(rows) } else { 1 }.to_string());
@@ -43,10 +45,14 @@ pub(super) fn source(problem: &Problem, shape: &Shape, writes_logsumexp: bool) -
     define("PING_PONG", i32::from(shape.warpgroups() > 1).to_string());
     define("WRITE_LOGSUMEXP", i32::from(writes_logsumexp).to_string());
     define("BLOCKS", shape.blocks.to_string());
+    define("PROGRAM", i32::from(functions.is_there).to_string());
+    define("EXTRA_PARAMETERS", functions.parameters.clone());
+    define("EXTRA_ARGUMENTS", functions.names.clone());
     let (producer, consumer) = shape.registers();
     define("PRODUCER_REGISTERS", producer.to_string());
     define("CONSUMER_REGISTERS", consumer.to_string());
     let element = if problem.dtype() == DType::Bf16 { "bf16" } else { "f16" };
+    text += &functions.text;
     text += &wgmma_scores(shape.box_keys(), element);
     text += &wgmma_values(problem.head_dim_v(), element);
     text + KERNEL
