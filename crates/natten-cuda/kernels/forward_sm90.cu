@@ -417,7 +417,7 @@ __device__ __forceinline__ Bits box_bits(int first0, int end0, int first1, int e
     constexpr int UNITS = KEYS2 >= 8 ? KEYS1 : KEYS1 / 2;
     Bits bits = bit_range(columns_before<KEYS2>(first2, quad), columns_before<KEYS2>(end2, quad));
     if (KEYS0 * UNITS > 1) bits *= repeat(UNIT, KEYS0 * UNITS);
-    if (KEYS1 > 1) {
+    if (A1::KEYS > 1) {
         int from = clip(first1, KEYS1), to = clip(end1, KEYS1);
         if (KEYS2 < 8) {
             from = (from + 1 - (quad >> 1)) >> 1;
@@ -425,7 +425,7 @@ __device__ __forceinline__ Bits box_bits(int first0, int end0, int first1, int e
         }
         bits &= bit_range(from * UNIT, to * UNIT) * repeat(UNIT * UNITS, KEYS0);
     }
-    if (KEYS0 > 1) bits &= bit_range(clip(first0, KEYS0) * UNIT * UNITS, clip(end0, KEYS0) * UNIT * UNITS);
+    if (A0::KEYS > 1) bits &= bit_range(clip(first0, KEYS0) * UNIT * UNITS, clip(end0, KEYS0) * UNIT * UNITS);
     return bits;
 }
 
@@ -569,6 +569,7 @@ __device__ __forceinline__ void transform(float (&scores)[SCORES], const program
 #pragma unroll
         for (int i = 0; i < BITS; i++) {
             float &score = scores[4 * (i / 2) + 2 * r + i % 2];
+            at.d = i;
             key_tokens(item, walk, i, quad, at.kc);
             at.k = (at.kc[0] * A1::KEYS + at.kc[1]) * A2::KEYS + at.kc[2];
             score = program::Functions::score(captures, at, fixed, score);

@@ -112,7 +112,13 @@ fn folds_heads(problem: &Problem) -> bool {
     problem.head_dim().is_multiple_of(CHUNK) && problem.head_dim_v().is_multiple_of(CHUNK)
 }
 
-fn kernel(problem: &Problem, request: &OpRequest, shape: &Shape, functions: Functions, target: &Target) -> Kernel {
+fn kernel(
+    problem: &Problem,
+    request: &OpRequest,
+    shape: &Shape,
+    functions: Functions,
+    target: &Target,
+) -> Kernel {
     let (heads, heads_kv) = (problem.heads(), problem.heads_kv());
     let (dim, dim_v) = (problem.head_dim(), problem.head_dim_v());
     let queries = problem.neighborhood().axes().map(|axis| axis.query_len());
@@ -153,7 +159,8 @@ fn kernel(problem: &Problem, request: &OpRequest, shape: &Shape, functions: Func
         .into_iter()
         .chain(functions.arguments)
         .collect(),
-        options: &[],
+        // Functions of scores may divide; two units in the last place are enough for results of 16 bits.
+        options: &["--prec-div=false", "--prec-sqrt=false"],
         class: Class::Wgmma,
     }
 }

@@ -189,8 +189,8 @@ impl Shape {
     fn cost(&self, problem: &Problem, target: &Target, counts: &mut Counts<'_>) -> f64 {
         let tile = self.query_tile();
         let (mut visits, mut full) = (1.0, 1.0);
-        for a in 0..MAX_RANK {
-            let (boxes, full_boxes) = counts.of(a, tile[a], self.keys[a]);
+        for (a, (&queries, &keys)) in tile.iter().zip(&self.keys).enumerate() {
+            let (boxes, full_boxes) = counts.of(a, queries, keys);
             visits *= boxes;
             full *= full_boxes;
         }

@@ -14,7 +14,12 @@ const KERNEL: &str = include_str!("../../kernels/forward_sm90.cu");
 const SECTION: usize = 32;
 
 /// The whole text.
-pub(super) fn source(problem: &Problem, shape: &Shape, functions: &Functions, writes_logsumexp: bool) -> String {
+pub(super) fn source(
+    problem: &Problem,
+    shape: &Shape,
+    functions: &Functions,
+    writes_logsumexp: bool,
+) -> String {
     let mut text = String::from(
         "typedef unsigned short u16;\ntypedef unsigned int u32;\ntypedef unsigned long long u64;\ntypedef long long i64;\n",
     );
