@@ -10,48 +10,6 @@
 //
 // A row without a pair that counts, or with a logsumexp of -inf, is dead: its output and every derivative are 0.
 
-// A stage on its way: a sum or an extreme, or a running maximum and the sum of exponentials under it.
-struct Running { R value, peak; };
-
-DEVICE R finite_peak(R peak) { return peak == -R_INF ? (R)0 : peak; }
-
-DEVICE Running begin_stage(int kind) { return {kind == MIN_STAGE ? R_INF : kind == MAX_STAGE ? -R_INF : (R)0, -R_INF}; }
-
-DEVICE void join_stage(int kind, Running& a, Running b) {
-    if (kind == SUM_STAGE) a.value += b.value;
-    else if (kind == MAX_STAGE) a.value = f_max(a.value, b.value);
-    else if (kind == MIN_STAGE) a.value = f_min(a.value, b.value);
-    else {
-        const R peak = b.peak > a.peak ? b.peak : a.peak;
-        const R shift = finite_peak(peak);
-        a.value = a.value * f_exp(a.peak - shift) + b.value * f_exp(b.peak - shift);
-        a.peak = peak;
-    }
-}
-
-DEVICE void add_element(int kind, Running& a, R x) {
-    if (kind != LSE_STAGE) return join_stage(kind, a, {x, -R_INF});
-    // A NaN is no peak, and makes the sum NaN.
-    if (x > a.peak) {
-        a.value *= f_exp(a.peak - x);
-        a.peak = x;
-    }
-    a.value += f_exp(x - finite_peak(a.peak));
-}
-
-// The stage of all lanes.
-DEVICE R finish_stage(int kind, Running a) {
-#pragma unroll
-    for (int distance = LANES / 2; distance > 0; distance /= 2)
-        join_stage(kind, a, {from_partner(a.value, distance), from_partner(a.peak, distance)});
-    if (kind != LSE_STAGE) return a.value;
-    return a.value == 0 ? -R_INF : finite_peak(a.peak) + f_log(a.value);
-}
-
-template <class T> DEVICE T* number_at(const View<T>& v, const Site& at) {
-    return v.data + at.b * v.stride[0] + at.qc[0] * v.stride[1] + at.qc[1] * v.stride[2] + at.qc[2] * v.stride[3] + at.h * v.stride[4];
-}
-
 // Writes the elements that the lanes keep.
 template <int N, class T> DEVICE void write_vector(const View<T>& to, const Site& at, const R (&numbers)[N], R factor, int dim) {
     if (!to.data) return;
@@ -101,7 +59,7 @@ DEVICE void sweep_stages(const Tensors& t, const Sizes& z, const Site& query, Ro
     row.alive = row.alive && ballot(seen) != 0;
 #pragma unroll
     for (int k = 0; k < STAGES; ++k)
-        if (is_swept(k)) row.stage[k] = finish_stage(stage_kind(k), running[k]);
+        if (is_swept(k)) row.stage[k] = finish_stage<LANES>(stage_kind(k), running[k]);
 }
 #endif
 
@@ -157,7 +115,7 @@ DEVICE void sweep_stages_and_output(const Tensors& t, const Sizes& z, const Site
     row.alive = ballot(seen) != 0;
 #pragma unroll
     for (int k = 0; k < STAGES; ++k)
-        if (is_swept(k)) row.stage[k] = finish_stage(stage_kind(k), running[k]);
+        if (is_swept(k)) row.stage[k] = finish_stage<LANES>(stage_kind(k), running[k]);
     R factor[1];
     OfRow::factor(t, query, row, factor);
 #pragma unroll

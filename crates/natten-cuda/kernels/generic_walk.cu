@@ -227,3 +227,48 @@ DEVICE void store_row(R* numbers, long long number, const Row& row) {
         numbers[4 + 4 * k] = row.grad_stage_t[k];
     }
 }
+
+// ------------------------------------------------------------------------------------------------------------ stages
+
+// A stage on its way: a sum or an extreme, or a running maximum and the sum of exponentials under it.
+struct Running { R value, peak; };
+
+DEVICE R finite_peak(R peak) { return peak == -R_INF ? (R)0 : peak; }
+
+DEVICE Running begin_stage(int kind) { return {kind == MIN_STAGE ? R_INF : kind == MAX_STAGE ? -R_INF : (R)0, -R_INF}; }
+
+DEVICE void join_stage(int kind, Running& a, Running b) {
+    if (kind == SUM_STAGE) a.value += b.value;
+    else if (kind == MAX_STAGE) a.value = f_max(a.value, b.value);
+    else if (kind == MIN_STAGE) a.value = f_min(a.value, b.value);
+    else {
+        const R peak = b.peak > a.peak ? b.peak : a.peak;
+        const R shift = finite_peak(peak);
+        a.value = a.value * f_exp(a.peak - shift) + b.value * f_exp(b.peak - shift);
+        a.peak = peak;
+    }
+}
+
+DEVICE void add_element(int kind, Running& a, R x) {
+    if (kind != LSE_STAGE) return join_stage(kind, a, {x, -R_INF});
+    // A NaN is no peak, and makes the sum NaN.
+    if (x > a.peak) {
+        a.value *= f_exp(a.peak - x);
+        a.peak = x;
+    }
+    a.value += f_exp(x - finite_peak(a.peak));
+}
+
+// The stage of neighbouring lanes, so many of them.
+template <int COUNT> DEVICE R finish_stage(int kind, Running a) {
+#pragma unroll
+    for (int distance = COUNT / 2; distance > 0; distance /= 2)
+        join_stage(kind, a, {from_partner(a.value, distance), from_partner(a.peak, distance)});
+    if (kind != LSE_STAGE) return a.value;
+    return a.value == 0 ? -R_INF : finite_peak(a.peak) + f_log(a.value);
+}
+
+// The number of a query: [B, X0, X1, X2, H].
+template <class T> DEVICE T* number_at(const View<T>& v, const Site& at) {
+    return v.data + at.b * v.stride[0] + at.qc[0] * v.stride[1] + at.qc[1] * v.stride[2] + at.qc[2] * v.stride[3] + at.h * v.stride[4];
+}

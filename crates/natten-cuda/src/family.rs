@@ -14,7 +14,7 @@ use crate::target::Target;
 pub const FAMILY_VARIABLE: &str = "NATTEN_CUDA_FAMILY";
 
 /// Every family, in the order in which they are asked.
-static FAMILIES: &[&dyn Family] = &[&crate::hopper::Hopper, &crate::generic::Generic];
+static FAMILIES: &[&dyn Family] = &[&crate::hopper::Hopper, &crate::generic::Tiled, &crate::generic::Generic];
 
 /// Kernels of one kind.
 pub(crate) trait Family: Debug + Send + Sync {
@@ -213,11 +213,13 @@ pub(crate) enum Swizzle {
 impl Sequence {
     /// Whether the sequence reads a tensor through a map.
     pub(crate) fn maps(&self, role: Role) -> bool {
-        self.steps.iter().any(|step| match step {
+        self.steps.iter().any(|step| {
+            match step {
             Step::Launch(kernel) => kernel.arguments.iter().any(|argument| {
                 matches!(argument, Argument::TensorMap(spec) if spec.source == MapSource::Tensor(role))
             }),
             Step::Zero { .. } => false,
+        }
         })
     }
 }

@@ -8,7 +8,7 @@ use natten_core::{Op, OpRequest, Problem, Result, Role};
 use super::functions::{Functions, Wanted, cotangents, determined, drop_zeros, of_row, stage_kind};
 use super::given::{Tangents, Wants, result};
 use super::tensors::Places;
-use super::{Builder, pieces, text};
+use super::{Builder, pieces, text, tiles};
 use crate::family::Argument;
 
 /// What an operation is made of.
@@ -148,7 +148,7 @@ impl<'p> Attention<'p> {
         for functions in &self.functions {
             source += &functions.text(&wanted(functions.is_additional()))?;
         }
-        Ok((source + text::WALK, arguments))
+        Ok((source + &self.stage_functions() + text::WALK, arguments))
     }
 
     fn queries(&self, builder: &mut Builder<'_>, places: &Places) -> Result<()> {
@@ -162,7 +162,7 @@ impl<'p> Attention<'p> {
         };
         let grads_query = self.is_backward() && self.wants.query;
         let one_sweep = self.one_sweep();
-        let defines = vec![
+        let mut defines = vec![
             ("SWEEP_STAGES", flag(!self.swept.is_empty() && one_sweep.is_none())),
             ("SWEEP_STAGE_TANGENTS", flag(sweeps_tangents)),
             ("SWEEP_OUTPUT", flag(self.sweeps_output() && one_sweep.is_none())),
@@ -172,6 +172,9 @@ impl<'p> Attention<'p> {
             ("EXPONENTIAL", one_sweep.flatten().map_or(-1, i32::from).to_string()),
             ("LOGSUMEXP", self.lowered().logsumexp.map_or(-1, i32::from).to_string()),
         ];
+        if builder.is_tiled {
+            defines.extend(tiles::defines(builder)?);
+        }
         let wanted = |_: bool| {
             let mut wanted = Vec::new();
             if !self.swept.is_empty() || one_sweep.is_some() {
@@ -205,7 +208,11 @@ impl<'p> Attention<'p> {
         ];
         let (source, arguments) = self.source(builder, places, &written, &wanted, defines)?;
         let row = of_row(self.problem.program(), self.lowered())?;
-        let source = source + &self.stage_functions() + &row + text::QUERIES;
+        let source = source + &row;
+        if builder.is_tiled {
+            return tiles::launch(builder, source, arguments, one_sweep.is_some());
+        }
+        let source = source + text::QUERIES;
         let rows: u64 = self.problem.shape(Role::Output).iter().rev().skip(1).map(|&n| n as u64).product();
         builder.launch(source, "queries", rows, arguments);
         Ok(())

@@ -14,13 +14,14 @@ mod mods;
 mod pieces;
 mod sizes;
 mod tables;
+mod tiles;
 mod tensors;
 #[cfg(test)]
 mod tests;
 mod unfused;
 
 use natten_core::geometry::Tiles;
-use natten_core::{Error, OpRequest, PlanOptions, Problem, Result, Role, coverage_of};
+use natten_core::{Error, Op, OpRequest, PlanOptions, Problem, Result, Role, coverage_of};
 
 use self::tables::Tables;
 use self::tensors::{Place, Places, storage};
@@ -40,6 +41,7 @@ mod text {
     pub(super) const KEYS: &str = include_str!("../../kernels/generic_keys.cu");
     pub(super) const SCATTER: &str = include_str!("../../kernels/generic_scatter.cu");
     pub(super) const REDUCE: &str = include_str!("../../kernels/generic_reduce.cu");
+    pub(super) const TILES: &str = include_str!("../../kernels/generic_tiles.cu");
     pub(super) const SLOTS: &str = include_str!("../../kernels/generic_slots.cu");
     pub(super) const VECTORS: &str = include_str!("../../kernels/generic_vectors.cu");
     pub(super) const LINEAR: &str = include_str!("../../kernels/generic_linear.cu");
@@ -47,6 +49,34 @@ mod text {
 
 /// Threads of a block of the walks, four groups of lanes.
 const BLOCK: u32 = 128;
+
+/// The family of tiles in shared memory, for forward passes that need one sweep: the same functions, another walk.
+#[derive(Debug)]
+pub(crate) struct Tiled;
+
+impl Family for Tiled {
+    fn name(&self) -> &'static str {
+        "tiles"
+    }
+
+    fn sequence(
+        &self,
+        problem: &Problem,
+        request: &OpRequest,
+        options: &PlanOptions,
+        target: &Target,
+    ) -> Result<Sequence> {
+        check(problem, options)?;
+        if request.op != Op::Forward || problem.program().decay().is_some() || problem.additional_tokens() > 0 {
+            let why = "its tiles are for the forward pass without additional tokens";
+            return Err(Error::unsupported(NAME, request.op.name(), why));
+        }
+        let mut builder = Builder::new(problem, request, target);
+        builder.is_tiled = true;
+        mods::build(&mut builder)?;
+        Ok(builder.finish())
+    }
+}
 
 impl Family for Generic {
     fn name(&self) -> &'static str {
@@ -126,11 +156,13 @@ struct Builder<'p> {
     steps: Vec<Step>,
     workspace: u64,
     tables: Tables,
+    /// Whether the forward pass is to go by tiles.
+    is_tiled: bool,
 }
 
 impl<'p> Builder<'p> {
     fn new(problem: &'p Problem, request: &'p OpRequest, target: &'p Target) -> Self {
-        Self { problem, request, target, steps: Vec::new(), workspace: 0, tables: Tables::default() }
+        Self { problem, request, target, steps: Vec::new(), workspace: 0, tables: Tables::default(), is_tiled: false }
     }
 
     /// Bytes of a number that is computed with.
@@ -203,7 +235,7 @@ impl<'p> Builder<'p> {
             tables: Vec::new(),
             layout: Layout::Any,
             coverage: coverage_of(self.problem, &tiles),
-            config: vec![("lanes a query".to_owned(), "32".to_owned())],
+            config: Vec::new(),
         }
     }
 

@@ -29,6 +29,12 @@ typedef OfSlots<false> Window;
 typedef OfSlots<true> Additional;
 ";
 
+/// There are no stages.
+const STAGES: &str = "\
+DEVICE constexpr int stage_kind(int) { return SUM_STAGE; }
+DEVICE constexpr bool is_swept(int) { return false; }
+";
+
 pub(super) fn build(builder: &mut Builder<'_>) -> Result<()> {
     let (problem, request) = (builder.problem, builder.request);
     let mut places = Places::default();
@@ -83,7 +89,7 @@ fn source(
     let mut all = vec![("STAGES", "1".to_owned()), ("UNFUSED", "1".to_owned()), ("TANGENTS", tangents)];
     all.extend(defines.iter().map(|(name, value)| (*name, (*value).to_owned())));
     let (tensors, arguments) = places.text(builder.problem, written);
-    let text = builder.prelude(&all) + super::attention::STAGE_KINDS + &tensors + FUNCTIONS + text::WALK;
+    let text = builder.prelude(&all) + super::attention::STAGE_KINDS + &tensors + FUNCTIONS + STAGES + text::WALK;
     (text, arguments)
 }
 
@@ -117,11 +123,9 @@ fn queries(builder: &mut Builder<'_>, places: &Places, written: &[&str], is_outp
         ("LOGSUMEXP", "-1"),
     ];
     let (source, arguments) = source(builder, places, written, &defines);
-    let stages = "DEVICE constexpr int stage_kind(int) { return SUM_STAGE; }\n\
-                  DEVICE constexpr bool is_swept(int) { return false; }\n";
     let problem = builder.problem;
     let rows: u64 = problem.shape(Role::Output).iter().rev().skip(1).map(|&n| n as u64).product();
-    builder.launch(source + stages + text::QUERIES, "queries", rows, arguments);
+    builder.launch(source + text::QUERIES, "queries", rows, arguments);
 }
 
 /// The gradients of keys, or of values.
