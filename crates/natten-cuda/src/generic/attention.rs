@@ -2,7 +2,9 @@
 //! handed.
 
 use natten_core::program::derive::depends_on;
-use natten_core::program::{Algorithm, GradStages, LoadGradient, Lowered, Primal, Pushed, Reduce, StageElement, Var};
+use natten_core::program::{
+    Algorithm, GradStages, LoadGradient, Lowered, Primal, Pushed, Reduce, StageElement, Var,
+};
 use natten_core::{Op, OpRequest, Problem, Result, Role};
 
 use super::functions::{Functions, Wanted, cotangents, determined, drop_zeros, of_row, stage_kind};
@@ -105,7 +107,9 @@ impl<'p> Attention<'p> {
     /// The exponential stage of a forward pass that finds stages and output in one sweep.
     fn one_sweep(&self) -> Option<Option<u8>> {
         match self.lowered().algorithm {
-            Algorithm::OnePass { exponential, .. } if self.op == Op::Forward && self.wants.output => Some(exponential),
+            Algorithm::OnePass { exponential, .. } if self.op == Op::Forward && self.wants.output => {
+                Some(exponential)
+            }
             _ => None,
         }
     }

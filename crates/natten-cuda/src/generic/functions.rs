@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 use natten_core::program::{
-    Algorithm, Buffer, Compare, Expr, GradStages, Graph, Index, LoadGradient, Lowered, Node, Primal, Program, Pushed,
-    Reduce, StageElement, Type, Unary, Var,
+    Algorithm, Buffer, Compare, Expr, GradStages, Graph, Index, LoadGradient, Lowered, Node, Primal, Program,
+    Pushed, Reduce, StageElement, Type, Unary, Var,
 };
 use natten_core::{Problem, Result};
 
@@ -282,7 +282,11 @@ fn changes(node: &Node) -> bool {
     match node {
         Node::Var(var) => matches!(
             var,
-            Var::Score | Var::Grad | Var::X | Var::Shift | Var::Tangent(Primal::Score | Primal::Grad | Primal::X)
+            Var::Score
+                | Var::Grad
+                | Var::X
+                | Var::Shift
+                | Var::Tangent(Primal::Score | Primal::Grad | Primal::X)
         ),
         Node::Index(index) => matches!(index, Index::Key | Index::KeyAxis(_)),
         Node::Random(..) => true,

@@ -86,6 +86,9 @@ pub(super) fn put_input(builder: &Builder<'_>, places: &mut Places, role: Role) 
 /// An operand that goes through no function, and its gradient or that one's tangent.
 pub(super) fn put_operand(builder: &Builder<'_>, places: &mut Places, role: Role) {
     put_input(builder, places, role);
+    if !matches!(builder.request.op, Op::Backward | Op::BackwardJvp | Op::QkBackward | Op::AvBackward) {
+        return;
+    }
     let suffix = if builder.request.op == Op::BackwardJvp { "_t" } else { "" };
     if let (Some(gradient), Some(result)) = (role.gradient(), result(builder.request.op, role))
         && let Some(place) = builder.bound(result)

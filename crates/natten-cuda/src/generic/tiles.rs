@@ -1,6 +1,6 @@
 //! The forward pass on tiles: boxes of queries, tiles of keys, and their shared memory.
 
-use natten_core::{Error, Result};
+use natten_core::{DType, Error, Result};
 
 use super::{Builder, text};
 use crate::NAME;
@@ -12,12 +12,25 @@ const SIDES: [u64; 2] = [64, 32];
 /// Shared memory that the kernel declares itself, at most.
 const OWN_BYTES: u64 = 2048;
 
-/// Bytes of the tiles: queries, keys or values, weights. Rows are padded by 16 bytes.
+/// Bytes that rows of the tiles are padded by, and bytes of the tiles: queries, keys or values, weights.
+fn padding(builder: &Builder<'_>) -> u64 {
+    if is_on_tensor_cores(builder) { 32 } else { 16 }
+}
+
+/// Whether the products run on the tensor cores of f64, which this generation has, and in which the output of a warp fits
+/// registers.
+fn is_on_tensor_cores(builder: &Builder<'_>) -> bool {
+    let problem = builder.problem;
+    problem.dtype() == DType::F64
+        && matches!(builder.target.arch, (8, 0) | (9, 0))
+        && problem.head_dim_v() <= 64
+}
+
 fn shared_bytes(builder: &Builder<'_>, side: u64) -> u64 {
     let problem = builder.problem;
     let dim = problem.head_dim().max(problem.head_dim_v()).next_multiple_of(32) as u64;
-    let line = dim * builder.real() + 16;
-    2 * side * line + side * (side * builder.real() + 16)
+    let line = dim * builder.real() + padding(builder);
+    2 * side * line + side * (side * builder.real() + padding(builder))
 }
 
 /// The largest side that fits.
@@ -25,15 +38,17 @@ fn side(builder: &Builder<'_>) -> Result<u64> {
     let room = u64::from(builder.target.shared_bytes);
     let fits = |side: &u64| shared_bytes(builder, *side) + OWN_BYTES <= room;
     SIDES.into_iter().find(fits).ok_or_else(|| {
-        let what = format!("vectors of {} numbers", builder.problem.head_dim().max(builder.problem.head_dim_v()));
+        let what =
+            format!("vectors of {} numbers", builder.problem.head_dim().max(builder.problem.head_dim_v()));
         Error::unsupported(NAME, what, "tiles of them do not fit shared memory")
     })
 }
 
 /// The defines of the kernel.
-pub(super) fn defines(builder: &Builder<'_>) -> Result<[(&'static str, String); 2]> {
+pub(super) fn defines(builder: &Builder<'_>) -> Result<[(&'static str, String); 3]> {
     let side = side(builder)?.to_string();
-    Ok([("BQ", side.clone()), ("BK", side)])
+    let dmma = i32::from(is_on_tensor_cores(builder)).to_string();
+    Ok([("BQ", side.clone()), ("BK", side), ("DMMA", dmma)])
 }
 
 /// Launches the kernel behind a source that has everything else.
@@ -56,7 +71,7 @@ pub(super) fn launch(
     let data = extents.into_iter().chain(counts).flat_map(|n| (n as i32).to_le_bytes()).collect();
     arguments.push(Argument::Bytes { data, align: 4 });
     let blocks = boxes * (builder.problem.batch() * builder.problem.heads()) as u64;
-    let threads = (side / 4 * (side / 4)) as u32;
+    let threads = if is_on_tensor_cores(builder) { side * 2 } else { side / 4 * (side / 4) } as u32;
     let bytes = shared_bytes(builder, side) as u32;
     builder.launch_blocks(source + text::TILES, "tiles", blocks, threads, arguments);
     if let Some(Step::Launch(kernel)) = builder.steps.last_mut() {

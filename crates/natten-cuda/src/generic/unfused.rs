@@ -89,7 +89,8 @@ fn source(
     let mut all = vec![("STAGES", "1".to_owned()), ("UNFUSED", "1".to_owned()), ("TANGENTS", tangents)];
     all.extend(defines.iter().map(|(name, value)| (*name, (*value).to_owned())));
     let (tensors, arguments) = places.text(builder.problem, written);
-    let text = builder.prelude(&all) + super::attention::STAGE_KINDS + &tensors + FUNCTIONS + STAGES + text::WALK;
+    let text =
+        builder.prelude(&all) + super::attention::STAGE_KINDS + &tensors + FUNCTIONS + STAGES + text::WALK;
     (text, arguments)
 }
 
