@@ -19,6 +19,7 @@
 //   KEYS0 KEYS1 KEYS2     the key box, BOX_KEYS = their product; KEYS2 is 4 or a multiple of 8
 //   RING QUERY_RING       key boxes in the ring, and query boxes
 //   ADDITIONAL            further keys that every query sees
+//   CHUNK                 columns of a box, 64, or 32 where no vector is longer
 //   FOLD_HEADS            1 where head and column share the innermost axis of the tensor maps
 //   SECTION REVERSE       heads that are walked together; 1 to start from the last query box
 //   SCALE                 what scores are multiplied with
@@ -45,12 +46,13 @@ template <class T> struct View {
 
 constexpr int WARPGROUPS = GROUPS0 * GROUPS1 * GROUPS2;
 constexpr int ROWS = 64;
-constexpr int CHUNKS = (HEAD_DIM + 63) / 64;
-constexpr int CHUNKS_V = (HEAD_DIM_V + 63) / 64;
+constexpr int PITCH = 2 * CHUNK;
+constexpr int CHUNKS = (HEAD_DIM + CHUNK - 1) / CHUNK;
+constexpr int CHUNKS_V = (HEAD_DIM_V + CHUNK - 1) / CHUNK;
 constexpr int STEPS = (HEAD_DIM + 15) / 16;
-constexpr int QUERY_BYTES = WARPGROUPS * ROWS * CHUNKS * 128;
-constexpr int KEY_BYTES = BOX_KEYS * CHUNKS * 128;
-constexpr int VALUE_BYTES = BOX_KEYS * CHUNKS_V * 128;
+constexpr int QUERY_BYTES = WARPGROUPS * ROWS * CHUNKS * PITCH;
+constexpr int KEY_BYTES = BOX_KEYS * CHUNKS * PITCH;
+constexpr int VALUE_BYTES = BOX_KEYS * CHUNKS_V * PITCH;
 constexpr int THREADS = 128 * (WARPGROUPS + 1);
 constexpr int BITS = BOX_KEYS / 4;
 constexpr float LOG2_E = 1.4426950408889634f, LOG_2 = 0.6931471805599453f;
@@ -151,7 +153,7 @@ constexpr int QUERY_PARTS = parts<A2>(SUB2), KEY_PARTS = parts<A2>(KEYS2);
 static_assert(QUERY_PARTS == 1 || (SUB2 == ROWS && SUB2 % (8 * QUERY_PARTS) == 0), "parts are whole swizzle patterns");
 static_assert(KEY_PARTS == 1 || (KEYS2 == BOX_KEYS && KEYS2 % (8 * KEY_PARTS) == 0), "parts are whole swizzle patterns");
 
-// Loads one box of 64 columns: (column, head) of the tokens that start at (x, y, z) of a batch entry.
+// Loads one box of a chunk of columns: (column, head) of the tokens that start at (x, y, z) of a batch entry.
 __device__ __forceinline__ void load_box(u32 to, const TensorMap &map, u32 barrier, int head, int head_dim, int column,
                                          int x, int y, int z, int batch) {
     int c0 = FOLD_HEADS ? head * head_dim + column : column;
@@ -166,9 +168,10 @@ __device__ __forceinline__ void load_box(u32 to, const TensorMap &map, u32 barri
                  : "memory");
 }
 
-// A 128-byte swizzled operand: lead is the distance of neighbouring 64-column chunks (unused along the reduction).
+// A swizzled operand whose rows are a chunk: lead is the distance of neighbouring chunks (unused along the reduction).
 __device__ __forceinline__ u64 descriptor(u32 address, u32 lead) {
-    return (u64)((address & 0x3FFFF) >> 4) | (u64)(lead >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+    return (u64)((address & 0x3FFFF) >> 4) | (u64)(lead >> 4) << 16 | (u64)(8 * PITCH >> 4) << 32 |
+           (u64)(CHUNK == 64 ? 1 : 2) << 62;
 }
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -302,24 +305,24 @@ struct Maps {
     const TensorMap &query, &key, &value, &additional_key, &additional_value;
 };
 
-// Loads a key box of keys or of values, CHUNKS times 64 columns of it, into a slot of the ring.
+// Loads a key box of keys or of values, chunk by chunk, into a slot of the ring.
 template <int COLUMNS>
 __device__ __forceinline__ void load_slot(u32 ring, u32 full, u32 empty, const TensorMap &map, const TensorMap &additional,
                                           const Item &item, const Walk &walk, int box, int window_boxes, Slot slot) {
-    constexpr int COUNT = (COLUMNS + 63) / 64;
+    constexpr int COUNT = (COLUMNS + CHUNK - 1) / CHUNK;
     barrier_wait(empty, slot.phase ^ 1);
-    barrier_expect(full, COUNT * BOX_KEYS * 128);
+    barrier_expect(full, COUNT * BOX_KEYS * PITCH);
     int head = item.head / (HEADS / HEADS_KV);
 #pragma unroll
     for (int c = 0; c < COUNT; c++) {
-        u32 to = ring + (slot.index * COUNT + c) * BOX_KEYS * 128;
+        u32 to = ring + (slot.index * COUNT + c) * BOX_KEYS * PITCH;
         if (ADDITIONAL > 0 && box >= window_boxes) {
-            load_box(to, additional, full, head, COLUMNS, c * 64, 0, 0, (box - window_boxes) * BOX_KEYS, item.batch);
+            load_box(to, additional, full, head, COLUMNS, c * CHUNK, 0, 0, (box - window_boxes) * BOX_KEYS, item.batch);
             continue;
         }
 #pragma unroll
         for (int part = 0; part < KEY_PARTS; part++)
-            load_box(to + part * (BOX_KEYS / KEY_PARTS) * 128, map, full, head, COLUMNS, c * 64,
+            load_box(to + part * (BOX_KEYS / KEY_PARTS) * PITCH, map, full, head, COLUMNS, c * CHUNK,
                      item.group0 + walk.key0 * A0::DILATION, item.group1 + walk.key1 * A1::DILATION,
                      item.group2 + (walk.key2 + part * (KEYS2 / KEY_PARTS)) * A2::DILATION, item.batch);
     }
@@ -361,8 +364,8 @@ __device__ __forceinline__ void produce(const Shared &shared, const Maps &maps) 
             for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
                 for (int part = 0; part < QUERY_PARTS; part++)
-                    load_box(query + (w * CHUNKS + c) * ROWS * 128 + part * (ROWS / QUERY_PARTS) * 128, maps.query,
-                             query_full, item.head, HEAD_DIM, c * 64, item.group0 + x * A0::DILATION,
+                    load_box(query + (w * CHUNKS + c) * ROWS * PITCH + part * (ROWS / QUERY_PARTS) * PITCH, maps.query,
+                             query_full, item.head, HEAD_DIM, c * CHUNK, item.group0 + x * A0::DILATION,
                              item.group1 + y * A1::DILATION,
                              item.group2 + (z + part * (SUB2 / QUERY_PARTS)) * A2::DILATION, item.batch);
         }
@@ -462,11 +465,13 @@ constexpr int SCORES = BOX_KEYS / 2;
 constexpr int SUMS = HEAD_DIM_V / 2;
 
 __device__ __forceinline__ void issue_scores(float (&scores)[SCORES], u32 query, u32 key) {
+    // Steps of 16 columns in a chunk.
+    constexpr int SPAN = CHUNK / 16;
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < STEPS; k++)
-        wgmma_scores(scores, descriptor(query + k / 4 * ROWS * 128 + k % 4 * 32, 16),
-                     descriptor(key + k / 4 * BOX_KEYS * 128 + k % 4 * 32, 16), k > 0);
+        wgmma_scores(scores, descriptor(query + k / SPAN * ROWS * PITCH + k % SPAN * 32, 16),
+                     descriptor(key + k / SPAN * BOX_KEYS * PITCH + k % SPAN * 32, 16), k > 0);
     wgmma_commit();
 }
 
@@ -475,7 +480,7 @@ __device__ __forceinline__ void issue_values(float (&sums)[SUMS], u32 (&weights)
 #pragma unroll
     for (int k = 0; k < BOX_KEYS / 16; k++)
         wgmma_values(sums, weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3],
-                     descriptor(value + k * 2048, BOX_KEYS * 128));
+                     descriptor(value + k * 16 * PITCH, BOX_KEYS * PITCH));
     wgmma_commit();
 }
 
@@ -569,7 +574,6 @@ __device__ __forceinline__ void transform(float (&scores)[SCORES], const program
 #pragma unroll
         for (int i = 0; i < BITS; i++) {
             float &score = scores[4 * (i / 2) + 2 * r + i % 2];
-            at.d = i;
             key_tokens(item, walk, i, quad, at.kc);
             at.k = (at.kc[0] * A1::KEYS + at.kc[1]) * A2::KEYS + at.kc[2];
             score = program::Functions::score(captures, at, fixed, score);
@@ -633,7 +637,7 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
 #pragma unroll
         for (int i = 0; i < SUMS; i++) sums[i] = 0.0f;
 
-        u32 query = shared.query + query_slot.index * QUERY_BYTES + warpgroup * CHUNKS * ROWS * 128;
+        u32 query = shared.query + query_slot.index * QUERY_BYTES + warpgroup * CHUNKS * ROWS * PITCH;
         u32 query_empty = shared.query_empty(query_slot.index);
         barrier_wait(shared.query_full(query_slot.index), query_slot.phase);
         query_slot.next();

@@ -22,8 +22,10 @@ use crate::target::Target;
 #[derive(Debug)]
 pub(crate) struct Hopper;
 
-/// Columns of a chunk: what the copy engine shuffles within 128 bytes.
-const CHUNK: usize = 64;
+/// Columns of a chunk: what the copy engine shuffles within 128 bytes, or within 64 where no vector is longer.
+fn chunk(problem: &Problem) -> usize {
+    if problem.head_dim().max(problem.head_dim_v()) <= 32 { 32 } else { 64 }
+}
 
 /// The longest vectors.
 const MAX_DIM: usize = 256;
@@ -109,7 +111,8 @@ fn check(problem: &Problem, request: &OpRequest, target: &Target) -> Result<()> 
 
 /// Whether head and column share an axis of the tensor maps, so that three token axes and the batch fit beside it.
 fn folds_heads(problem: &Problem) -> bool {
-    problem.head_dim().is_multiple_of(CHUNK) && problem.head_dim_v().is_multiple_of(CHUNK)
+    let chunk = chunk(problem);
+    problem.head_dim().is_multiple_of(chunk) && problem.head_dim_v().is_multiple_of(chunk)
 }
 
 fn kernel(
@@ -186,10 +189,10 @@ fn token_map(
         }
     };
     let dims = if folds_heads(problem) {
-        vec![columns(heads * dim), along(2), along(1), along(0), batch]
+        vec![columns(problem, heads * dim), along(2), along(1), along(0), batch]
     } else {
         let last = if tokens[0] == 1 { batch } else { along(0) };
-        vec![columns(dim), head(heads, 4), along(2), along(1), last]
+        vec![columns(problem, dim), head(heads, 4), along(2), along(1), last]
     };
     map_of(problem, role, dims)
 }
@@ -206,9 +209,9 @@ fn additional_map(problem: &Problem, role: Role, dim: usize, tile: usize) -> Ten
     };
     let batch = MapDim { extent: problem.batch() as u64, boxed: 1, every: 1, stride: axis_stride(0) };
     let dims = if folds_heads(problem) {
-        vec![columns(heads * dim), tokens, one, one, batch]
+        vec![columns(problem, heads * dim), tokens, one, one, batch]
     } else {
-        vec![columns(dim), head(heads, 2), tokens, one, batch]
+        vec![columns(problem, dim), head(heads, 2), tokens, one, batch]
     };
     map_of(problem, role, dims)
 }
@@ -217,8 +220,8 @@ const fn axis_stride(axis: usize) -> MapStride {
     MapStride::Axis { axis, times: 1 }
 }
 
-const fn columns(extent: usize) -> MapDim {
-    MapDim { extent: extent as u64, boxed: CHUNK as u32, every: 1, stride: MapStride::Bytes(2) }
+fn columns(problem: &Problem, extent: usize) -> MapDim {
+    MapDim { extent: extent as u64, boxed: chunk(problem) as u32, every: 1, stride: MapStride::Bytes(2) }
 }
 
 const fn head(heads: usize, axis: usize) -> MapDim {
@@ -231,6 +234,6 @@ fn map_of(problem: &Problem, role: Role, dims: Vec<MapDim>) -> TensorMapSpec {
         bytes_ahead: 0,
         dtype: problem.dtype(),
         dims,
-        swizzle: Swizzle::B128,
+        swizzle: if chunk(problem) == 64 { Swizzle::B128 } else { Swizzle::B64 },
     }
 }

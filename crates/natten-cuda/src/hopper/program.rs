@@ -11,32 +11,34 @@ use crate::render::{Leaves, Rendered, render};
 /// Functions of scores and places that programs call, in the same words as on every architecture.
 const PRELUDE: &str = include_str!("../../kernels/generic_prelude.cu");
 
-/// Faster forms of the functions that a score passes through most, whose errors vanish in results of 16 bits: `exp` to
-/// 2^-22, relative; `tanh` to 3e-6, absolute, and to 1e-4 where it is nearly 1. Of a row's elements some take `tanh` by
-/// exponentials and the others by a quotient of polynomials, so that neither the special-function units nor the others
-/// wait. The element's number is a constant once everything is inlined.
+/// Faster forms of the functions that a score passes through most. The error of `exp` is 2^-22, relative.
 const QUICK: &str = "
 DEVICE float quick_exp(float x) {
     float y;
     asm(\"ex2.approx.ftz.f32 %0, %1;\" : \"=f\"(y) : \"f\"(x * 1.4426950408889634f));
     return y;
 }
-DEVICE float quick_reciprocal(float x) {
+#define f_exp quick_exp
+#define f_tanh quick_tanh
+";
+
+/// `tanh` for f16: two instructions of the special-function units, and an absolute error of 2^-22.
+const TANH: &str = "
+DEVICE float quick_tanh(float x) {
     float y;
-    asm(\"rcp.approx.ftz.f32 %0, %1;\" : \"=f\"(y) : \"f\"(x));
+    asm(\"rcp.approx.ftz.f32 %0, %1;\" : \"=f\"(y) : \"f\"(1.0f + quick_exp(2.0f * x)));
+    return 1.0f - 2.0f * y;
+}
+";
+
+/// `tanh` for bf16: one instruction, since these units are what limits a capped softmax, and a relative error of 2^-11, a
+/// quarter of what a weight is rounded by.
+const SHORT_TANH: &str = "
+DEVICE float quick_tanh(float x) {
+    float y;
+    asm(\"tanh.approx.f32 %0, %1;\" : \"=f\"(y) : \"f\"(x));
     return y;
 }
-DEVICE float quick_tanh(float x, int element) {
-    if (element % 8 < 3) return 1.0f - 2.0f * quick_reciprocal(1.0f + quick_exp(2.0f * x));
-    asm(\"max.NaN.f32 %0, %0, 0fC0A00000;\" : \"+f\"(x));
-    asm(\"min.NaN.f32 %0, %0, 0f40A00000;\" : \"+f\"(x));
-    const float u = x * x;
-    const float above = x * (0.99998588f + u * (0.11085032f + u * (0.0010860711f - u * 3.1017835e-6f)));
-    const float below = 1.0f + u * (0.44413303f + u * 0.01585056f);
-    return above * quick_reciprocal(below);
-}
-#define f_exp quick_exp
-#define f_tanh(x) quick_tanh(x, at.d)
 ";
 
 /// What the kernel is told of a program.
@@ -101,8 +103,9 @@ impl Functions {
             tensors.iter().map(|(name, ..)| format!(", const program::type_of_{name} {name}")).collect();
         let names = tensors.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>().join(", ");
         let functions = functions(problem)?;
+        let tanh = if problem.dtype() == DType::Bf16 { SHORT_TANH } else { TANH };
         let text = format!(
-            "#define REAL float\n#define RANK {}\nnamespace program {{\n{PRELUDE}{QUICK}{types}\
+            "#define REAL float\n#define RANK {}\nnamespace program {{\n{PRELUDE}{QUICK}{tanh}{types}\
              struct Captures {{\n{members}}};\n{functions}}}\n",
             problem.neighborhood().rank()
         );

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use natten_core::geometry::{Axis, MAX_RANK};
 use natten_core::{Error, PlanOptions, Problem, Result, padded_tile};
 
-use super::CHUNK;
+use super::chunk;
 use crate::NAME;
 use crate::target::Target;
 
@@ -23,8 +23,11 @@ const REGISTERS: usize = 65_536;
 /// Registers that a consumer needs beside scores, weights and sums.
 const OTHER_REGISTERS: usize = 44;
 
-/// Registers that functions of a pair need: places, strides.
+/// Registers that functions of a pair need for places.
 const FUNCTION_REGISTERS: usize = 24;
+
+/// Registers that they need to read tensors.
+const VIEW_REGISTERS: usize = 24;
 
 /// The time model, in microseconds of one multiprocessor.
 mod model {
@@ -157,7 +160,7 @@ impl Shape {
 
     /// Shared memory: queries, the ring, barriers, and what aligning them may take.
     pub(super) fn shared_bytes(&self, problem: &Problem) -> u32 {
-        let row = |dim: usize| dim.div_ceil(CHUNK) * 128;
+        let row = |dim: usize| dim.next_multiple_of(chunk(problem)) * 2;
         let queries = self.warpgroups() * ROWS * row(problem.head_dim());
         let key_box = self.box_keys() * (row(problem.head_dim()) + row(problem.head_dim_v()));
         let barriers = 16 * self.query_ring + 32 * self.ring;
@@ -227,9 +230,18 @@ fn fits_registers(problem: &Problem, keys: usize, staff: (usize, u32, usize, usi
     let (warpgroups, blocks, _, consumer) = staff;
     let sums = problem.head_dim_v() / 2;
     let at_entry = REGISTERS / (128 * (warpgroups + 1) * blocks as usize) / 8 * 8;
-    let is_plain = problem.program().is_plain_softmax() && !problem.has_rpb();
-    let functions = if is_plain { 0 } else { FUNCTION_REGISTERS };
-    let other = functions + if warpgroups == 3 { OTHER_REGISTERS - 12 } else { OTHER_REGISTERS };
+    let functions = match problem.program().captures().len() + usize::from(problem.has_rpb()) {
+        0 if problem.program().is_plain_softmax() => 0,
+        0 => FUNCTION_REGISTERS,
+        _ => FUNCTION_REGISTERS + VIEW_REGISTERS,
+    };
+    let other = match (warpgroups, sums) {
+        (3, _) => OTHER_REGISTERS - 12,
+        // Twice the columns, twice the places that they are written to.
+        (_, 97..) => OTHER_REGISTERS + 12,
+        _ => OTHER_REGISTERS,
+    };
+    let other = functions + other;
     keys / 2 + keys / 4 + sums + other <= consumer && (keys / 2).max(sums) + 28 <= at_entry
 }
 

@@ -42,6 +42,7 @@ pub(super) fn source(
     define("RING", shape.ring.to_string());
     define("QUERY_RING", shape.query_ring.to_string());
     define("ADDITIONAL", problem.additional_tokens().to_string());
+    define("CHUNK", super::chunk(problem).to_string());
     define("FOLD_HEADS", i32::from(super::folds_heads(problem)).to_string());
     define("SECTION", if is_uneven { SECTION.min(rows) } else { 1 }.to_string());
     define("REVERSE", i32::from(is_uneven).to_string());
