@@ -268,24 +268,29 @@ DEVICE void read_eight(const double* from, R (&to)[8]) {
 
 template <class T> DEVICE bool is_packed(const T* vector, long long stride) { return stride == 1 && (unsigned long long)vector % 16 == 0; }
 
-// The inner product of two vectors, in eight sums or in four. Called, not inlined: there are many calls of few kinds.
+// The inner product of two vectors. The order of its sums depends on nothing but the length, so that the products of a
+// vector with two equal ones are equal: differences of such products vanish where they should. Called, not inlined:
+// there are many calls of few kinds.
 template <class A, class B>
 __device__ __noinline__ R dot(const A* a, long long stride_a, const B* b, long long stride_b, int n) {
     R sums[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    const bool packed = is_packed(a, stride_a) && is_packed(b, stride_b);
     int d = 0;
-    if (is_packed(a, stride_a) && is_packed(b, stride_b)) {
 #pragma unroll 2
-        for (; d + 8 <= n; d += 8) {
-            R of_a[8], of_b[8];
+    for (; d + 8 <= n; d += 8) {
+        R of_a[8], of_b[8];
+        if (packed) {
             read_eight(a + d, of_a);
             read_eight(b + d, of_b);
+        } else {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) sums[i] += of_a[i] * of_b[i];
+            for (int i = 0; i < 8; ++i) {
+                of_a[i] = number(a[(d + i) * stride_a]);
+                of_b[i] = number(b[(d + i) * stride_b]);
+            }
         }
-    }
-    for (; d + 4 <= n; d += 4) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[i] += number(a[(d + i) * stride_a]) * number(b[(d + i) * stride_b]);
+        for (int i = 0; i < 8; ++i) sums[i] += of_a[i] * of_b[i];
     }
     for (; d < n; ++d) sums[0] += number(a[d * stride_a]) * number(b[d * stride_b]);
     return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));

@@ -4,6 +4,7 @@
 //
 //   SWEEP_STAGES, SWEEP_STAGE_TANGENTS, SWEEP_OUTPUT, SWEEP_GRAD_QUERY     1 or 0
 //   GRAD_STAGES    how the cotangents of the stages are found: 0 not at all, 1 from the row's numbers, 2 from its pairs
+//   USES_DELTA     1 where they depend on the inner product of the output with its cotangent
 //   LOGSUMEXP      the stage that is the logsumexp, or -1
 //   ONE_SWEEP      1 where stages and output are found in one sweep, the output scaled at the end
 //   EXPONENTIAL    the stage whose running maximum is then taken off exponents, or -1
@@ -193,25 +194,25 @@ DEVICE void sweep_output(const Tensors& t, const Sizes& z, const Site& query, co
 #endif
 
 #if GRAD_STAGES == 1
-// The inner products of the output with its cotangent, and the tangent.
-DEVICE void find_delta(const Tensors& t, const Sizes& z, const Site& query, Row& row, const R (&output)[OF_LANE(DIM_V)],
-                       const R (&output_t)[OF_LANE(DIM_V)]) {
-    R delta = 0, delta_t = 0;
-#pragma unroll
-    for (int i = 0; i < OF_LANE(DIM_V); ++i) {
-        const int d = lane_of_group() + i * LANES;
-        if (d >= z.dim_v) continue;
-        const R grad = number(vector_at(t.grad_output, query.b, query.qc, query.h)[d * t.grad_output.stride[5]]);
-        const R o = t.output.data ? number(vector_at(t.output, query.b, query.qc, query.h)[d * t.output.stride[5]]) : output[i];
-        delta += grad * o;
+// The inner product of the output with its cotangent, and the tangent, summed as those of the values are. The output is
+// the given one, or the one that this kernel has written.
+DEVICE void find_delta(const Tensors& t, const Sizes& z, const Site& query, Row& row) {
+    const auto* grad = vector_at(t.grad_output, query.b, query.qc, query.h);
+    const long long stride = t.grad_output.stride[5];
 #if TANGENTS
-        delta_t += grad * output_t[i];
-        if (t.tangent_grad_output.data)
-            delta_t += number(vector_at(t.tangent_grad_output, query.b, query.qc, query.h)[d * t.tangent_grad_output.stride[5]]) * o;
-#endif
+    const R* output = vector_at(t.to_output, query.b, query.qc, query.h);
+    const R* output_t = vector_at(t.to_output_again, query.b, query.qc, query.h);
+    row.delta = dot(grad, stride, output, 1, z.dim_v);
+    row.delta_t = 0;
+    if (t.tangent_grad_output.data) {
+        const auto* tangent = vector_at(t.tangent_grad_output, query.b, query.qc, query.h);
+        row.delta_t = dot(tangent, t.tangent_grad_output.stride[5], output, 1, z.dim_v);
     }
-    row.delta = group_sum(delta);
-    row.delta_t = group_sum(delta_t);
+    row.delta_t += dot(grad, stride, output_t, 1, z.dim_v);
+#else
+    const auto* output = vector_at(t.output, query.b, query.qc, query.h);
+    row.delta = dot(grad, stride, output, t.output.stride[5], z.dim_v);
+#endif
 }
 #endif
 
@@ -282,6 +283,7 @@ extern "C" __global__ void __launch_bounds__(128) queries(PARAMETERS) {
         if (row.alive) sweep_output(t, z, query, row, output, output_t);
         write_vector(t.to_output, query, output, (R)1, z.dim_v);
         write_vector(t.to_output_t, query, output_t, (R)1, z.dim_v);
+        write_vector(t.to_output_again, query, output_t, (R)1, z.dim_v);
 #endif
         if (lane_of_group() == 0) {
             if (t.to_logsumexp.data) put(number_at(t.to_logsumexp, query), row.alive ? row.stage[L] : -R_INF);
@@ -289,7 +291,10 @@ extern "C" __global__ void __launch_bounds__(128) queries(PARAMETERS) {
         }
 #if GRAD_STAGES == 1
         if (row.alive) {
-            find_delta(t, z, query, row, output, output_t);
+            if (USES_DELTA) {
+                wait_for_group();
+                find_delta(t, z, query, row);
+            }
             R cotangents[2 * STAGES] = {};
             OfRow::grad_stages(t, query, row, cotangents);
 #pragma unroll

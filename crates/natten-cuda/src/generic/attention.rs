@@ -9,7 +9,7 @@ use natten_core::{Op, OpRequest, Problem, Result, Role};
 
 use super::functions::{Functions, Wanted, cotangents, determined, drop_zeros, of_row, stage_kind};
 use super::given::{Tangents, Wants, result};
-use super::tensors::Places;
+use super::tensors::{Place, Places, Vectors};
 use super::{Builder, pieces, text, tiles};
 use crate::family::Argument;
 
@@ -126,6 +126,11 @@ impl<'p> Attention<'p> {
                 self.problem.shape(Role::Output).iter().rev().skip(1).map(|&n| n as u64).product();
             places.numbers = Some(builder.reserve(rows.saturating_mul(1 + 4 * stages)));
         }
+        if self.uses_delta && self.op == Op::BackwardJvp {
+            for name in ["to_output", "to_output_again"] {
+                places.put(name, Place::Workspace(builder.reserve_like(Role::Output), Vectors::Outputs));
+            }
+        }
         self.queries(builder, places)?;
         if self.is_backward() {
             self.keys(builder, places)?;
@@ -172,6 +177,7 @@ impl<'p> Attention<'p> {
             ("SWEEP_OUTPUT", flag(self.sweeps_output() && one_sweep.is_none())),
             ("SWEEP_GRAD_QUERY", flag(grads_query)),
             ("GRAD_STAGES", grad_stages.to_string()),
+            ("USES_DELTA", flag(self.uses_delta)),
             ("ONE_SWEEP", flag(one_sweep.is_some())),
             ("EXPONENTIAL", one_sweep.flatten().map_or(-1, i32::from).to_string()),
             ("LOGSUMEXP", self.lowered().logsumexp.map_or(-1, i32::from).to_string()),
@@ -205,6 +211,7 @@ impl<'p> Attention<'p> {
         let written = [
             "to_output",
             "to_output_t",
+            "to_output_again",
             "to_logsumexp",
             "to_logsumexp_t",
             "to_grad_query",

@@ -137,6 +137,7 @@ impl Stream {
     fn kind(&self) -> (u8, bool) {
         match self.vectors {
             Vectors::Queries => (0, false),
+            Vectors::Outputs => (0, true),
             Vectors::Keys => (1, false),
             Vectors::Values => (1, true),
             Vectors::AdditionalKeys => (2, false),
@@ -149,7 +150,7 @@ impl Stream {
         let tokens = |shape: Vec<usize>| shape.iter().map(|&n| n as u64).product::<u64>();
         let neighborhood = problem.neighborhood();
         let (heads, tokens) = match self.vectors {
-            Vectors::Queries => (problem.heads(), tokens(neighborhood.query_shape())),
+            Vectors::Queries | Vectors::Outputs => (problem.heads(), tokens(neighborhood.query_shape())),
             Vectors::Keys | Vectors::Values => (problem.heads_kv(), tokens(neighborhood.key_shape())),
             _ => (problem.heads_kv(), problem.additional_tokens() as u64),
         };

@@ -24,6 +24,7 @@ pub(super) enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Vectors {
     Queries,
+    Outputs,
     Keys,
     Values,
     AdditionalKeys,
@@ -35,6 +36,7 @@ impl Vectors {
     fn view(self, data: &str) -> String {
         match self {
             Self::Queries => format!("vectors_in<R>({data}, z, true, z.heads, z.dim)"),
+            Self::Outputs => format!("vectors_in<R>({data}, z, true, z.heads, z.dim_v)"),
             Self::Keys => format!("vectors_in<R>({data}, z, false, z.heads_kv, z.dim)"),
             Self::Values => format!("vectors_in<R>({data}, z, false, z.heads_kv, z.dim_v)"),
             Self::AdditionalKeys => format!("additional_in<R>({data}, z, z.dim)"),
@@ -64,8 +66,9 @@ const INPUTS: [&str; 16] = [
     "grad_final_state",
 ];
 
-/// The names of what kernels write; each has a tangent, which ends in `_t`.
-const OUTPUTS: [&str; 11] = [
+/// The names of what kernels write; each has a tangent, which ends in `_t`. `to_output_again` is a copy of the output's
+/// tangent that the kernel itself reads.
+const OUTPUTS: [&str; 12] = [
     "to_output",
     "to_logsumexp",
     "to_grad_query",
@@ -75,6 +78,7 @@ const OUTPUTS: [&str; 11] = [
     "to_grad_additional_value",
     "to_attention",
     "to_x",
+    "to_output_again",
     "to_final_state",
     "to_grad_initial_state",
 ];
