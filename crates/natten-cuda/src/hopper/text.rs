@@ -7,7 +7,12 @@ use natten_core::{DType, Problem};
 use super::program::Functions;
 use super::shape::Shape;
 
-const KERNEL: &str = include_str!("../../kernels/forward_sm90.cu");
+/// The kernel, its parts in order.
+const KERNEL: &str = concat!(
+    include_str!("../../kernels/forward_sm90_boxes.cu"),
+    include_str!("../../kernels/forward_sm90_instructions.cu"),
+    include_str!("../../kernels/forward_sm90.cu"),
+);
 
 /// Heads that are walked together where queries differ in work: so few that their keys stay in the cache, so many that
 /// all blocks begin with the heaviest boxes.
