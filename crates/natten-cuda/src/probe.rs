@@ -61,6 +61,14 @@ pub(crate) fn device_count() -> Result<usize> {
     })
 }
 
+/// The driver's version as it counts them: 13000 is 13.0. To be asked where the driver is there; 0 where it does not tell.
+pub(crate) fn driver_version() -> i32 {
+    let mut version = 0;
+    // SAFETY: it points to an integer that lives through the call.
+    let answer = unsafe { sys::cuDriverGetVersion(&raw mut version) };
+    answer.result().map_or(0, |()| version)
+}
+
 /// Whether the loader finds the driver; asked once, because each answer opens libraries.
 fn is_driver_present() -> bool {
     static PRESENT: OnceLock<bool> = OnceLock::new();

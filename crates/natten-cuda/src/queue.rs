@@ -9,7 +9,10 @@ use cudarc::driver::{CudaEvent, CudaStream};
 use natten_core::{Error, Pending, Queue, Result, Timer, ready};
 
 use crate::device::Device;
-use crate::error;
+use crate::{error, probe};
+
+/// The driver, as it counts its versions, that has the call which the bindings time events by: 12.8.
+const EVENT_CLOCK: i32 = 12_080;
 
 /// An order of work on a device.
 #[derive(Debug)]
@@ -54,6 +57,9 @@ impl Queue for CudaQueue {
 
     fn timer(&self) -> Result<Option<Box<dyn Timer>>> {
         self.device.bind()?;
+        if probe::driver_version() < EVENT_CLOCK {
+            return Ok(None);
+        }
         let stream = Arc::clone(&self.stream);
         Ok(Some(Box::new(EventTimer { start: event(&stream)?, device: Arc::clone(&self.device), stream })))
     }

@@ -14,10 +14,10 @@ mod mods;
 mod pieces;
 mod sizes;
 mod tables;
-mod tiles;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod tiles;
 mod unfused;
 
 use natten_core::geometry::Tiles;
@@ -67,7 +67,8 @@ impl Family for Tiled {
         target: &Target,
     ) -> Result<Sequence> {
         check(problem, options)?;
-        if request.op != Op::Forward || problem.program().decay().is_some() || problem.additional_tokens() > 0 {
+        if request.op != Op::Forward || problem.program().decay().is_some() || problem.additional_tokens() > 0
+        {
             let why = "its tiles are for the forward pass without additional tokens";
             return Err(Error::unsupported(NAME, request.op.name(), why));
         }
@@ -162,7 +163,15 @@ struct Builder<'p> {
 
 impl<'p> Builder<'p> {
     fn new(problem: &'p Problem, request: &'p OpRequest, target: &'p Target) -> Self {
-        Self { problem, request, target, steps: Vec::new(), workspace: 0, tables: Tables::default(), is_tiled: false }
+        Self {
+            problem,
+            request,
+            target,
+            steps: Vec::new(),
+            workspace: 0,
+            tables: Tables::default(),
+            is_tiled: false,
+        }
     }
 
     /// Bytes of a number that is computed with.

@@ -372,9 +372,10 @@ mod tests {
                 for dim in [8, 64, 128, 256] {
                     let shape = chosen(&axes, dim, 2);
                     assert_eq!(shape.sub.iter().product::<usize>(), ROWS);
-                    assert!(shape.box_keys() % 16 == 0 && shape.ring >= 2);
+                    assert!(shape.box_keys().is_multiple_of(16) && shape.ring >= 2);
                     assert!(
-                        shape.keys[2] % 8 == 0 || shape.keys[2] == 4 && shape.keys[1] % 2 == 0,
+                        shape.keys[2].is_multiple_of(8)
+                            || shape.keys[2] == 4 && shape.keys[1].is_multiple_of(2),
                         "{shape:?}"
                     );
                 }

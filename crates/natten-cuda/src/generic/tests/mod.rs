@@ -14,9 +14,10 @@ fn suite(filter: &str) {
     assert!(report.passed(), "{report}");
 }
 
-/// The cases that `NATTEN_HOST_KERNELS` names: the whole suite takes an hour, compiling.
+/// The cases whose names contain what `NATTEN_HOST_KERNELS` says; one, where it says nothing: every kernel of every case
+/// is compiled, and the whole suite takes an hour.
 #[test]
 fn some_cases() {
-    let filter = std::env::var("NATTEN_HOST_KERNELS").unwrap_or_else(|_| "program-all-odd-dims".to_owned());
+    let filter = std::env::var("NATTEN_HOST_KERNELS").unwrap_or_else(|_| "program-softcap-1d".to_owned());
     suite(&filter);
 }
