@@ -26,8 +26,11 @@ const OTHER_REGISTERS: usize = 44;
 /// Registers that functions of a pair need for places.
 const FUNCTION_REGISTERS: usize = 24;
 
-/// Registers that they need to read tensors.
-const VIEW_REGISTERS: usize = 24;
+/// Registers that they need for each tensor that they read.
+const CAPTURE_REGISTERS: usize = 12;
+
+/// Registers that the relative positional bias needs: places, and strides of four axes.
+const BIAS_REGISTERS: usize = 88;
 
 /// The time model, in microseconds of one multiprocessor.
 mod model {
@@ -230,11 +233,10 @@ fn fits_registers(problem: &Problem, keys: usize, staff: (usize, u32, usize, usi
     let (warpgroups, blocks, _, consumer) = staff;
     let sums = problem.head_dim_v() / 2;
     let at_entry = REGISTERS / (128 * (warpgroups + 1) * blocks as usize) / 8 * 8;
-    let functions = match problem.program().captures().len() + usize::from(problem.has_rpb()) {
-        0 if problem.program().is_plain_softmax() => 0,
-        0 => FUNCTION_REGISTERS,
-        _ => FUNCTION_REGISTERS + VIEW_REGISTERS,
-    };
+    let captures = problem.program().captures().len();
+    let functions = if problem.program().is_plain_softmax() { 0 } else { FUNCTION_REGISTERS }
+        + captures * CAPTURE_REGISTERS
+        + if problem.has_rpb() { BIAS_REGISTERS } else { 0 };
     let other = match (warpgroups, sums) {
         (3, _) => OTHER_REGISTERS - 12,
         // Twice the columns, twice the places that they are written to.
