@@ -31,11 +31,14 @@ pub struct Options {
     pub random: usize,
     /// What random cases are drawn from.
     pub seed: u64,
+    /// Only one of so many parts of the suite: its number, from 0, and how many there are. All parts together are the
+    /// whole, for processes that run beside each other.
+    pub part: (u64, u64),
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { filter: None, random: 64, seed: 0 }
+        Self { filter: None, random: 64, seed: 0, part: (0, 1) }
     }
 }
 
@@ -60,8 +63,20 @@ impl Options {
         self
     }
 
+    /// Only part `number`, from 0, of `parts`.
+    #[must_use]
+    pub const fn part(mut self, number: u64, parts: u64) -> Self {
+        self.part = (number, parts);
+        self
+    }
+
     fn keeps(&self, name: &str) -> bool {
-        self.filter.as_deref().is_none_or(|part| name.contains(part))
+        // By a hash of the name, so that a part holds cases of every kind.
+        let hash = name
+            .bytes()
+            .fold(5381u64, |hash, byte| hash.wrapping_mul(33).wrapping_add(u64::from(byte)) ^ (hash >> 29));
+        hash % self.part.1.max(1) == self.part.0
+            && self.filter.as_deref().is_none_or(|part| name.contains(part))
     }
 }
 
@@ -131,6 +146,19 @@ mod tests {
     use natten_core::DType;
 
     use super::*;
+
+    #[test]
+    fn parts_are_the_whole() {
+        let all = cases();
+        let parts: Vec<Options> = (0..5).map(|number| Options::default().part(number, 5)).collect();
+        for case in &all {
+            assert_eq!(parts.iter().filter(|part| part.keeps(&case.name)).count(), 1, "{}", case.name);
+        }
+        for part in parts {
+            let kept = all.iter().filter(|case| part.keeps(&case.name)).count();
+            assert!(kept * 10 > all.len(), "{part:?}: {kept}");
+        }
+    }
 
     #[test]
     fn names_are_unique() {

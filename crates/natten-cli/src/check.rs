@@ -26,6 +26,20 @@ pub(crate) struct CheckArgs {
     /// What the random cases are drawn from: another number gives others.
     #[arg(long, default_value_t = Options::default().seed)]
     seed: u64,
+
+    /// Only one of so many parts of the suite, for processes that run beside each other: 1/8 to 8/8.
+    #[arg(long, value_name = "NUMBER/PARTS", default_value = "1/1", value_parser = part)]
+    part: (u64, u64),
+}
+
+/// The number of a part, from 0, and how many there are.
+fn part(text: &str) -> Result<(u64, u64), String> {
+    let numbers = text.split_once('/').and_then(|(number, parts)| {
+        Some((number.parse::<u64>().ok()?.checked_sub(1)?, parts.parse::<u64>().ok()?))
+    });
+    numbers
+        .filter(|(number, parts)| number < parts)
+        .ok_or_else(|| "it must be like 1/8, up to 8/8".to_owned())
 }
 
 /// Runs the suite and prints its table; whether the backend passed.
@@ -40,7 +54,7 @@ pub(crate) fn run(args: &CheckArgs, registry: &Registry) -> Result<bool> {
 }
 
 fn report(args: &CheckArgs, device: &Device) -> Result<Report> {
-    let mut options = Options::default().random(args.random).seed(args.seed);
+    let mut options = Options::default().random(args.random).seed(args.seed).part(args.part.0, args.part.1);
     options.filter.clone_from(&args.filter);
     let bar = console::progress_bar(expected_cases(args), "checking");
     let report = run_all(&**device.backend(), &options, &mut |outcome| {
@@ -60,13 +74,13 @@ fn report(args: &CheckArgs, device: &Device) -> Result<Report> {
     Ok(report)
 }
 
-/// How many cases the suite will run.
+/// How many cases the suite will run; of a part of it about.
 fn expected_cases(args: &CheckArgs) -> u64 {
     let fixed = cases().into_iter().map(|case| case.name);
     let merged = merge_cases().into_iter().map(|case| case.name);
     let random = (0..args.random).map(|number| format!("random-{number}"));
     let wanted = |name: &String| args.filter.as_deref().is_none_or(|part| name.contains(part));
-    fixed.chain(merged).chain(random).filter(wanted).count() as u64
+    fixed.chain(merged).chain(random).filter(wanted).count() as u64 / args.part.1
 }
 
 /// A line a case, then what the report says of them all.
@@ -156,7 +170,7 @@ mod tests {
     fn a_broken_backend_fails_and_the_table_says_why() {
         let backend = Broken(DeviceInfo::new("broken", "broken", DeviceKind::Cpu));
         let filter = Some("golden-na1d".to_owned());
-        let args = CheckArgs { backend: "broken".to_owned(), filter, random: 0, seed: 0 };
+        let args = CheckArgs { backend: "broken".to_owned(), filter, random: 0, seed: 0, part: (0, 1) };
         let report = report(&args, &Device::new(Arc::new(backend)).unwrap()).unwrap();
         assert!(!report.passed());
         assert_eq!(report.outcomes.len() as u64, expected_cases(&args));

@@ -2,7 +2,8 @@
 //! are shown. [`main`] is the whole program; the binary only calls it.
 //!
 //! Results go to stdout, everything else (progress, notes, the error) to stderr. The exit code is 0 where the work was
-//! done, 1 where `check` found a backend that is wrong, and 2 for every error. An error leaves no output file.
+//! done, 1 where `check` found a backend that is wrong or `bench` could not measure a case, and 2 for every error. An
+//! error leaves no output file.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use natten::{Registry, Result};
 
+mod bench;
 mod check;
 mod console;
 mod denoise;
@@ -41,9 +43,11 @@ enum Command {
     Emit(emit::EmitArgs),
     /// Run the conformance suite on a backend and compare every result with the f64 oracle.
     Check(check::CheckArgs),
+    /// Measure how fast a backend is on named cases.
+    Bench(bench::BenchArgs),
 }
 
-/// The exit code of a check that found something wrong.
+/// The exit code of a check, or of a measurement, that found something wrong.
 const WRONG: u8 = 1;
 
 /// Runs the program on a command line, its own name first.
@@ -67,6 +71,7 @@ fn execute(command: &Command) -> Result<ExitCode> {
         Command::Denoise(args) => denoise::run(args, &registry).map(|()| true)?,
         Command::Emit(args) => emit::run(args).map(|()| true)?,
         Command::Check(args) => check::run(args, &registry)?,
+        Command::Bench(args) => bench::run(args, &registry)?,
     };
     Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::from(WRONG) })
 }

@@ -254,8 +254,23 @@ pub trait Queue: Debug + MaybeSend + MaybeSync {
     /// Is ready when everything submitted so far is done.
     fn finish(&self) -> Pending<'_, ()>;
 
+    /// Begins to measure the device's own time from here on in the order of work; `None` where the queue has no clock of
+    /// its own, because `run` returns when the work is done or because the device has none.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    fn timer(&self) -> Result<Option<Box<dyn Timer>>> {
+        Ok(None)
+    }
+
     /// For a backend to find its own queue type.
     fn as_any(&self) -> &dyn Any;
+}
+
+/// A measurement of a device's own time, begun by [`Queue::timer`].
+pub trait Timer: Debug + MaybeSend {
+    /// Ends it here in the order of work; ready, with the time between, when the work before is done.
+    fn stop(self: Box<Self>) -> Pending<'static, Duration>;
 }
 
 /// The queue of a backend whose `run` returns when the work is done.

@@ -22,7 +22,7 @@ mod tensor;
 
 pub use backend::{
     Artifact, Backend, Bindings, DeviceInfo, DeviceKind, HostQueue, Pending, Plan, PlanOptions, PlanReport,
-    Queue, SourceKind, Submission, Workspace, check_tensor, padded_tile, ready,
+    Queue, SourceKind, Submission, Timer, Workspace, check_tensor, padded_tile, ready,
 };
 pub use cost::{Cost, coverage_of};
 pub use dtype::{DType, Element};

@@ -195,6 +195,16 @@ impl Program {
 
     /// Whether scores become weights by softmax and nothing else happens.
     pub fn is_plain_softmax(&self) -> bool {
+        self.has_softmax_row()
+            && *self.graph.node(self.score) == Node::Var(Var::Score)
+            && self.mask.is_none()
+            && self.post.is_none()
+            && self.decay.is_none()
+            && self.mods() == [None; 3]
+    }
+
+    /// Whether the row function is softmax, whatever the scores and the masks are.
+    pub fn has_softmax_row(&self) -> bool {
         let node = |expr: Expr| self.graph.node(expr);
         let [stage] = &self.row.stages[..] else { return false };
         let is_softmax = match node(self.row.weight) {
@@ -204,14 +214,7 @@ impl Program {
             },
             _ => false,
         };
-        is_softmax
-            && stage.reduce == Reduce::Lse
-            && *node(stage.value) == Node::Var(Var::X)
-            && *node(self.score) == Node::Var(Var::Score)
-            && self.mask.is_none()
-            && self.post.is_none()
-            && self.decay.is_none()
-            && self.mods() == [None; 3]
+        is_softmax && stage.reduce == Reduce::Lse && *node(stage.value) == Node::Var(Var::X)
     }
 
     /// The same program of vectors that have been through its vector functions.

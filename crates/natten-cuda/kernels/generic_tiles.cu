@@ -1,0 +1,388 @@
+// The forward pass on tiles, for rows that need one sweep and no additional tokens: a block takes a box of BQ queries of
+// one residue group and walks the union of their windows in tiles of BK keys, through shared memory. Scores and output
+// are register tiles: a thread has ROWS queries, COLUMNS keys of each tile, and OF_THREAD elements of each output.
+//
+// With DMMA 1 the products run on the f64 tensor cores, and a warp has 16 queries; otherwise a thread has four queries and
+// every TX-th key.
+//
+// A pair that does not count has the weight -0, one that counts never has: where a value is not finite, those are told
+// apart and left out; elsewhere their product is zero.
+
+// Elements of 16 bytes.
+#define WIDE (16 / (int)sizeof(R))
+#if DMMA
+#define THREADS (BQ * 2)
+#define ROWS 2
+#define COLUMNS (BK / 4)
+#define OF_THREAD (DIM_V / 4)
+// Threads of a row.
+#define TX 4
+// Rows begin 32 bytes apart in the banks, as four rows of four numbers are read at once.
+#define PADDING 4
+#define ROW(i) (warp * 16 + lane / 4 + 8 * (i))
+#define COLUMN(j) ((j) / 2 * 8 + lane % 4 * 2 + (j) % 2)
+#define ELEMENT(e) COLUMN(e)
+#else
+#define ROWS 4
+#define COLUMNS 4
+#define TX (BK / 4)
+#define THREADS (TX * (BQ / 4))
+#define OF_THREAD ((DIM_V + TX * WIDE - 1) / (TX * WIDE) * WIDE)
+// Neighbouring rows begin in different banks.
+#define PADDING WIDE
+#define ROW(i) (ty * 4 + (i))
+#define COLUMN(j) (tx + TX * (j))
+#define ELEMENT(e) ((tx + TX * ((e) / WIDE)) * WIDE + (e) % WIDE)
+#endif
+#define LINE ((DIM > DIM_V ? DIM : DIM_V) + PADDING)
+#define LINE_P (BK + PADDING)
+
+// How the queries fall into boxes: the box, and boxes of a residue group of each axis.
+struct Boxes { int box[3], count[3]; };
+
+struct alignas(16) Wide { R number[WIDE]; };
+
+// What a block works on.
+struct Here {
+    int b, h;
+    int group[3], first[3];
+};
+
+// The positions of a query of the box; whether it is one.
+DEVICE bool position_of(const Sizes& z, const Boxes& boxes, const Here& here, int row, int position[3]) {
+    int rest = row;
+    bool inside = true;
+#pragma unroll
+    for (int a = 2; a >= 0; --a) {
+        position[a] = here.first[a] + rest % boxes.box[a];
+        rest /= boxes.box[a];
+        inside = inside && position[a] < group_len(z.axes[a].queries, z.axes[a].dilation, here.group[a]);
+    }
+    return inside && rest == 0;
+}
+
+// Copies vectors into a tile, zeros behind them and where there is none. Returns whether all numbers are finite.
+template <int COUNT, int WIDTH, class Of> DEVICE bool load_tile(R* tile, int dim, long long stride, Of vector_of_row) {
+    bool finite = true;
+    for (int i = threadIdx.x; i < COUNT * (WIDTH / 8); i += THREADS) {
+        const int row = i / (WIDTH / 8), d = i % (WIDTH / 8) * 8;
+        const auto* from = vector_of_row(row);
+        R eight[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        if (from && is_packed(from, stride) && d + 8 <= dim) {
+            read_eight(from + d, eight);
+        } else if (from) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j)
+                if (d + j < dim) eight[j] = number(from[(d + j) * stride]);
+        }
+#pragma unroll
+        for (int j = 0; j < 8; ++j) finite = finite && eight[j] - eight[j] == 0;
+#pragma unroll
+        for (int j = 0; j < 8; j += WIDE) {
+            Wide wide;
+#pragma unroll
+            for (int n = 0; n < WIDE; ++n) wide.number[n] = eight[j + n];
+            *(Wide*)(tile + row * LINE + d + j) = wide;
+        }
+    }
+    return finite;
+}
+
+// The sum, and the largest, of the threads of a row.
+DEVICE R row_sum(R x) {
+#pragma unroll
+    for (int distance = TX / 2; distance > 0; distance /= 2) x += from_partner(x, distance);
+    return x;
+}
+
+DEVICE R row_most(R x) {
+#pragma unroll
+    for (int distance = TX / 2; distance > 0; distance /= 2) {
+        const R other = from_partner(x, distance);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+#if DMMA
+// c0, c1 += a b: of an 8 by 8 tile and a depth of 4, on the tensor cores.
+DEVICE void multiply(double& c0, double& c1, double a, double b) {
+    asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+d"(c0), "+d"(c1) : "d"(a), "d"(b));
+}
+#endif
+
+// The site of a query and a key of the tile.
+DEVICE Site site_of_pair(const Sizes& z, const Here& here, const Site& query, const int (&positions)[3][BK], int column) {
+    Site at = query;
+    long long token = 0;
+#pragma unroll
+    for (int a = 0; a < 3; ++a) {
+        at.kc[a] = here.group[a] + positions[a][column] * z.axes[a].dilation;
+        token = token * z.axes[a].keys + at.kc[a];
+    }
+    at.k = (int)token;
+    return at;
+}
+
+DEVICE bool is_marked(R x) { return x == 0 && 1 / x < 0; }
+
+extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Boxes boxes) {
+    extern __shared__ Wide memory[];
+    __shared__ long long key_at[BK], value_at[BK];
+    __shared__ int key_position[3][BK];
+    R* const queries = (R*)memory;
+    R* const keys = queries + BQ * LINE;
+    R* const weights = keys + BK * LINE;
+    const Tensors t = TENSORS;
+#if DMMA
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#else
+    const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
+#endif
+
+    Here here;
+    long long rest = blockIdx.x;
+    int position[3];
+#pragma unroll
+    for (int a = 2; a >= 0; --a) {
+        const int dilation = z.axes[a].dilation, count = boxes.count[a] * dilation;
+        const int box = (int)(rest % count);
+        rest /= count;
+        here.group[a] = box % dilation;
+        here.first[a] = box / dilation * boxes.box[a];
+    }
+    here.h = (int)(rest % z.heads);
+    here.b = (int)(rest / z.heads);
+    if (!position_of(z, boxes, here, 0, position)) return;
+
+    // The union of the windows: both ends never decrease.
+    Span span[3];
+    int extent[3];
+#pragma unroll
+    for (int a = 0; a < 3; ++a) {
+        const int last = least(here.first[a] + boxes.box[a], group_len(z.axes[a].queries, z.axes[a].dilation, here.group[a])) - 1;
+        span[a] = {window(z.axes[a], here.group[a], here.first[a]).start, window(z.axes[a], here.group[a], last).end};
+        extent[a] = most(span[a].end - span[a].start, 0);
+    }
+    const int count = extent[0] * extent[1] * extent[2];
+
+    Site site[ROWS];
+    Row row[ROWS];
+    Span seen[ROWS][3];
+    bool inside[ROWS], alive[ROWS] = {};
+    Running running[ROWS][STAGES];
+    R peak[ROWS], output[ROWS][OF_THREAD];
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i) {
+        inside[i] = position_of(z, boxes, here, ROW(i), position);
+        site[i] = Site{};
+        site[i].b = here.b;
+        site[i].h = here.h;
+        site[i].hkv = here.h / z.per_kv;
+        site[i].row = (unsigned)((long long)here.b * z.heads + here.h);
+        long long token = 0;
+#pragma unroll
+        for (int a = 0; a < 3; ++a) {
+            site[i].qc[a] = here.group[a] + (inside[i] ? position[a] : here.first[a]) * z.axes[a].dilation;
+            token = token * z.axes[a].queries + site[i].qc[a];
+            seen[i][a] = inside[i] ? window(z.axes[a], here.group[a], position[a]) : Span{0, 0};
+        }
+        site[i].q = (int)token;
+        row[i] = Row{};
+        peak[i] = -R_INF;
+#pragma unroll
+        for (int k = 0; k < STAGES; ++k) running[i][k] = begin_stage(stage_kind(k));
+#pragma unroll
+        for (int d = 0; d < OF_THREAD; ++d) output[i][d] = 0;
+    }
+    load_tile<BQ, DIM>(queries, z.dim, t.query.stride[5], [&](int r) {
+        int at[3];
+        const bool is_query = position_of(z, boxes, here, r, at);
+#pragma unroll
+        for (int a = 0; a < 3; ++a) at[a] = here.group[a] + at[a] * z.axes[a].dilation;
+        return is_query ? vector_at(t.query, here.b, at, here.h) : nullptr;
+    });
+
+    for (int first = 0; first < count; first += BK) {
+        __syncthreads();
+        if (threadIdx.x < BK) {
+            int of_box = first + threadIdx.x, at[3];
+            const bool is_key = of_box < count;
+            if (!is_key) of_box = 0;
+#pragma unroll
+            for (int a = 2; a >= 0; --a) {
+                const int p = span[a].start + of_box % extent[a];
+                of_box /= extent[a];
+                // No query sees a position below 0.
+                key_position[a][threadIdx.x] = is_key ? p : -1;
+                at[a] = here.group[a] + p * z.axes[a].dilation;
+            }
+            key_at[threadIdx.x] = is_key ? vector_at(t.key, here.b, at, site[0].hkv) - t.key.data : -1;
+            value_at[threadIdx.x] = is_key ? vector_at(t.value, here.b, at, site[0].hkv) - t.value.data : -1;
+        }
+        __syncthreads();
+        load_tile<BK, DIM>(keys, z.dim, t.key.stride[5], [&](int r) { return key_at[r] < 0 ? nullptr : t.key.data + key_at[r]; });
+        __syncthreads();
+
+        R scores[ROWS][COLUMNS] = {};
+#if DMMA
+#pragma unroll 4
+        for (int d = 0; d < DIM; d += 4) {
+            R q[ROWS];
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i) q[i] = queries[ROW(i) * LINE + d + lane % 4];
+#pragma unroll
+            for (int n = 0; n < BK / 8; ++n) {
+                const R k = keys[(n * 8 + lane / 4) * LINE + d + lane % 4];
+#pragma unroll
+                for (int i = 0; i < ROWS; ++i) multiply(scores[i][2 * n], scores[i][2 * n + 1], q[i], k);
+            }
+        }
+#else
+#pragma unroll 4
+        for (int d = 0; d < DIM; d += WIDE) {
+            Wide q[ROWS], k[COLUMNS];
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i) q[i] = *(const Wide*)(queries + ROW(i) * LINE + d);
+#pragma unroll
+            for (int j = 0; j < COLUMNS; ++j) k[j] = *(const Wide*)(keys + COLUMN(j) * LINE + d);
+#pragma unroll
+            for (int n = 0; n < WIDE; ++n)
+#pragma unroll
+                for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+                    for (int j = 0; j < COLUMNS; ++j) scores[i][j] += q[i].number[n] * k[j].number[n];
+        }
+#endif
+        __syncthreads();
+        const bool finite = load_tile<BK, DIM_V>(keys, z.dim_v, t.value.stride[5], [&](int r) { return value_at[r] < 0 ? nullptr : t.value.data + value_at[r]; });
+
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i) {
+            const auto of_mask = Window::fix_mask(t, site[i], row[i]);
+            const auto of_stages = Window::fix_stages(t, site[i], row[i]);
+            unsigned live = 0;
+            R largest = -R_INF;
+            // What of a pair is of use again: its score.
+#pragma unroll
+            for (int j = 0; j < COLUMNS; ++j) {
+                const Site at = site_of_pair(z, here, site[i], key_position, COLUMN(j));
+                bool counts = true;
+#pragma unroll
+                for (int a = 0; a < 3; ++a) {
+                    const int p = key_position[a][COLUMN(j)];
+                    counts = counts && p >= seen[i][a].start && p < seen[i][a].end;
+                }
+                if (counts) counts = Window::mask(t, at, row[i], of_mask);
+                scores[i][j] *= (R)z.scale;
+                if (!counts) continue;
+                live |= 1u << j;
+                if (t.rpb.data) {
+                    int entry[3];
+                    bias_entry(z, at, entry);
+                    scores[i][j] += bias_of(t.rpb, at, entry);
+                }
+#if EXPONENTIAL >= 0
+                R elements[STAGES] = {};
+                Window::stages(t, at, row[i], {scores[i][j], 0, 0, 0}, of_stages, elements);
+                if (elements[EXPONENTIAL] > largest) largest = elements[EXPONENTIAL];
+#endif
+            }
+            alive[i] = alive[i] || live != 0;
+#if EXPONENTIAL >= 0
+            largest = row_most(largest);
+            if (largest > peak[i]) {
+                const R factor = f_exp(peak[i] - largest);
+                running[i][EXPONENTIAL].value *= factor;
+                running[i][EXPONENTIAL].peak = peak[i] = row[i].shift = largest;
+#pragma unroll
+                for (int e = 0; e < OF_THREAD; ++e) output[i][e] *= factor;
+            }
+#endif
+            const auto of_local = Window::fix_local(t, site[i], row[i]);
+#pragma unroll
+            for (int j = 0; j < COLUMNS; ++j) {
+                R w[1] = {(R)-0.0};
+                if (live >> j & 1) {
+                    const Site at = site_of_pair(z, here, site[i], key_position, COLUMN(j));
+                    const Pair x = {scores[i][j], 0, 0, 0};
+                    R elements[STAGES] = {};
+                    Window::stages(t, at, row[i], x, of_stages, elements);
+                    Window::local(t, at, row[i], x, of_local, w);
+                    w[0] += 0;
+#pragma unroll
+                    for (int k = 0; k < STAGES; ++k)
+                        if (is_swept(k)) add_element(stage_kind(k), running[i][k], elements[k]);
+                }
+                weights[ROW(i) * LINE_P + COLUMN(j)] = w[0];
+            }
+        }
+        const bool all_finite = __syncthreads_and(finite);
+        if (!all_finite) {
+            for (int k = 0; k < BK; ++k) {
+#pragma unroll
+                for (int i = 0; i < ROWS; ++i) {
+                    const R w = weights[ROW(i) * LINE_P + k];
+                    if (is_marked(w)) continue;
+#pragma unroll
+                    for (int e = 0; e < OF_THREAD; ++e)
+                        if (ELEMENT(e) < DIM_V) output[i][e] += w * keys[k * LINE + ELEMENT(e)];
+                }
+            }
+            continue;
+        }
+#if DMMA
+#pragma unroll 2
+        for (int k = 0; k < BK; k += 4) {
+            R w[ROWS];
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i) w[i] = weights[ROW(i) * LINE_P + k + lane % 4];
+#pragma unroll
+            for (int n = 0; n < DIM_V / 8; ++n) {
+                const R v = keys[(k + lane % 4) * LINE + n * 8 + lane / 4];
+#pragma unroll
+                for (int i = 0; i < ROWS; ++i) multiply(output[i][2 * n], output[i][2 * n + 1], w[i], v);
+            }
+        }
+#else
+        for (int k = 0; k < BK; k += WIDE) {
+            Wide w[ROWS];
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i) w[i] = *(const Wide*)(weights + ROW(i) * LINE_P + k);
+#pragma unroll
+            for (int n = 0; n < WIDE; ++n) {
+#pragma unroll
+                for (int e = 0; e < OF_THREAD; e += WIDE) {
+                    if (DIM_V % (TX * WIDE) != 0 && ELEMENT(e) >= DIM_V) continue;
+                    const Wide v = *(const Wide*)(keys + (k + n) * LINE + ELEMENT(e));
+#pragma unroll
+                    for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+                        for (int m = 0; m < WIDE; ++m) output[i][e + m] += w[i].number[n] * v.number[m];
+                }
+            }
+        }
+#endif
+    }
+
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i) {
+        bool is_alive = row_sum(alive[i] ? (R)1 : (R)0) > 0;
+#pragma unroll
+        for (int k = 0; k < STAGES; ++k) {
+            if (!is_swept(k)) continue;
+            row[i].stage[k] = finish_stage<TX>(stage_kind(k), running[i][k]);
+            if (stage_kind(k) == LSE_STAGE && row[i].stage[k] == -R_INF) is_alive = false;
+        }
+        R factor[1];
+        OfRow::factor(t, site[i], row[i], factor);
+        if (!inside[i]) continue;
+        constexpr int L = LOGSUMEXP < 0 ? 0 : LOGSUMEXP;
+        if (threadIdx.x % TX == 0 && t.to_logsumexp.data) put(number_at(t.to_logsumexp, site[i]), is_alive ? row[i].stage[L] : -R_INF);
+        if (!t.to_output.data) continue;
+        auto* to = vector_at(t.to_output, here.b, site[i].qc, here.h);
+#pragma unroll
+        for (int e = 0; e < OF_THREAD; ++e)
+            if (ELEMENT(e) < z.dim_v) put(to + ELEMENT(e) * t.to_output.stride[5], is_alive ? output[i][e] * factor[0] : (R)0);
+    }
+}

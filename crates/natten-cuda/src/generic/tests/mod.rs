@@ -1,0 +1,23 @@
+//! The generic kernels on the host against the oracle: the conformance suite on [`host::HostKernels`].
+
+mod host;
+
+use natten_conformance::{Options, run_all};
+
+/// Runs the cases whose names contain `filter`, where there is a compiler.
+fn suite(filter: &str) {
+    if std::process::Command::new("g++").arg("--version").output().is_err() {
+        return;
+    }
+    let report =
+        run_all(&host::HostKernels::new(), &Options::default().filter(filter).random(0), &mut |_| ());
+    assert!(report.passed(), "{report}");
+}
+
+/// The cases whose names contain what `NATTEN_HOST_KERNELS` says; one, where it says nothing: every kernel of every case
+/// is compiled, and the whole suite takes an hour.
+#[test]
+fn some_cases() {
+    let filter = std::env::var("NATTEN_HOST_KERNELS").unwrap_or_else(|_| "program-softcap-1d".to_owned());
+    suite(&filter);
+}
