@@ -1,0 +1,57 @@
+//! The conformance suite on the adapter that `NATTEN_WGPU_ADAPTER` names, or the best one. Where there is none, the tests
+//! say so; `NATTEN_REQUIRE=wgpu` makes that a failure. `NATTEN_WGPU_CASES` runs the cases whose names contain it.
+
+use natten_conformance::{Options, run_all};
+use natten_core::Backend;
+use natten_wgpu::{Options as Choice, WgpuBackend};
+
+fn backend() -> Option<WgpuBackend> {
+    match WgpuBackend::new(&Choice::from_environment()) {
+        Ok(backend) => Some(backend),
+        Err(error) => {
+            let required = natten_conformance::required_backends(&["cpu", "cuda", "wgpu", "neuron"]).unwrap();
+            assert!(!required.iter().any(|name| name == "wgpu"), "wgpu is required: {error}");
+            eprintln!("no adapter: {error}");
+            None
+        }
+    }
+}
+
+fn suite(filter: &str) {
+    let Some(backend) = backend() else { return };
+    let only = std::env::var("NATTEN_WGPU_CASES").unwrap_or_default();
+    let options = Options::default().filter(if only.is_empty() { filter.to_owned() } else { only });
+    let report = run_all(&backend, &options, &mut |outcome| {
+        if !outcome.failures.is_empty() {
+            eprintln!("{outcome}");
+        }
+    });
+    eprintln!("{filter}: {} cases on {}", report.outcomes.len(), backend.device().name);
+    assert!(report.passed(), "{report}");
+    for outcome in &report.outcomes {
+        for refusal in &outcome.refusals {
+            assert!(refusal.reason.contains("gap"), "{outcome}");
+        }
+    }
+}
+
+macro_rules! suites {
+    ($($name:ident $filter:literal,)*) => {
+        $(#[test]
+        fn $name() {
+            suite($filter);
+        })*
+    };
+}
+
+suites! {
+    golden "golden",
+    natten "natten",
+    features "feature",
+    special_values "special",
+    merged "merge",
+    programs "program-",
+    linear "linear",
+    unfused "unfused",
+    random "random",
+}
