@@ -23,11 +23,7 @@ pub struct DeviceSummary {
 }
 
 /// The features that shaders use, where an adapter has them.
-pub(crate) const FEATURES: wgpu::Features = wgpu::Features::SHADER_F64
-    .union(wgpu::Features::SHADER_INT64)
-    .union(wgpu::Features::SHADER_F16)
-    .union(wgpu::Features::SUBGROUP)
-    .union(wgpu::Features::TIMESTAMP_QUERY);
+pub(crate) const FEATURES: wgpu::Features = wgpu::Features::SHADER_F64.union(wgpu::Features::SHADER_INT64);
 
 impl Adapters {
     /// Looks for adapters.
@@ -72,7 +68,10 @@ impl Adapters {
                 self.list.iter().enumerate().map(|(n, adapter)| format!("{n}: {}", name(adapter))).collect();
             Error::unavailable(
                 NAME,
-                format!("{ADAPTER_VARIABLE} is '{}', and no adapter is called so", wanted.unwrap_or_default()),
+                format!(
+                    "{ADAPTER_VARIABLE} is '{}', and no adapter is called so",
+                    wanted.unwrap_or_default()
+                ),
                 format!("there are {}", names.join("; ")),
             )
         })
@@ -124,7 +123,6 @@ fn features(adapter: &wgpu::Adapter) -> Vec<(String, String)> {
 /// What plans may use of an adapter.
 pub(crate) fn target(adapter: &wgpu::Adapter) -> Target {
     let (info, limits, has) = (adapter.get_info(), adapter.limits(), adapter.features());
-    let is_fixed = info.subgroup_min_size == info.subgroup_max_size;
     Target {
         has_f64: has.contains(wgpu::Features::SHADER_F64 | wgpu::Features::SHADER_INT64),
         binding_bytes: limits.max_storage_buffer_binding_size.min(MOST_BINDING),
@@ -132,9 +130,8 @@ pub(crate) fn target(adapter: &wgpu::Adapter) -> Target {
         workgroup_bytes: limits.max_compute_workgroup_storage_size,
         invocations: limits.max_compute_invocations_per_workgroup,
         workgroups: limits.max_compute_workgroups_per_dimension,
-        storage_buffers: limits.max_storage_buffers_per_shader_stage,
-        subgroup: (has.contains(wgpu::Features::SUBGROUP) && is_fixed).then_some(info.subgroup_min_size),
-        has_matrices: false,
+        // gallivm counts them over all loops of an invocation.
+        loop_iterations: info.name.contains("llvmpipe").then_some(65_535),
     }
 }
 

@@ -92,9 +92,8 @@ impl Backend for WgpuBackend {
         options: &'a PlanOptions,
     ) -> Pending<'a, Arc<dyn Plan>> {
         let sequence = generic::sequence(problem, request, options, &self.target);
-        let plan = sequence.and_then(|sequence| {
-            WgpuPlan::new(&self.gpu, problem, request, sequence, &self.info)
-        });
+        let plan =
+            sequence.and_then(|sequence| WgpuPlan::new(&self.gpu, problem, request, sequence, &self.info));
         ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))
     }
 

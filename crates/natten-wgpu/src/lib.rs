@@ -17,10 +17,15 @@ mod render;
 mod sequence;
 mod target;
 mod template;
+#[cfg(test)]
+mod tests;
+mod tiled;
 
 use std::sync::Arc;
 
-use natten_core::{Backend, Result};
+use natten_core::{Artifact, Backend, OpRequest, PlanOptions, Problem, Result};
+
+use self::target::Target;
 
 pub use self::adapters::{Adapters, DeviceSummary};
 pub use self::backend::{Options, WgpuBackend};
@@ -41,4 +46,15 @@ pub const CHECKED_VARIABLE: &str = "NATTEN_WGPU_CHECKED";
 pub fn probe() -> Result<Arc<dyn Backend>> {
     let options = Options::from_environment();
     WgpuBackend::new(&options).map(|backend| Arc::new(backend) as Arc<dyn Backend>)
+}
+
+/// The WGSL of an operation as one self-contained JSON text, without a device: for what every browser with WebGPU has.
+/// A page runs it with nothing but `navigator.gpu`.
+///
+/// # Errors
+/// [`Error::Unsupported`](natten_core::Error::Unsupported) for f64 and for tensors beyond what browsers bind;
+/// [`Error::Invalid`](natten_core::Error::Invalid) as [`Problem::tensors`](natten_core::Problem::tensors).
+pub fn wgsl(problem: &Problem, request: &OpRequest, options: &PlanOptions) -> Result<Artifact> {
+    let sequence = generic::sequence(problem, request, options, &Target::BROWSER)?;
+    emit::artifact(&plan::title(problem, request), &sequence)
 }

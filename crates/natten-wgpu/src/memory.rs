@@ -41,7 +41,8 @@ const USAGE: wgpu::BufferUsages =
 /// A contiguous tensor, its contents unspecified.
 pub(crate) fn empty(gpu: &Arc<Gpu>, dtype: DType, shape: &[usize]) -> Result<Tensor> {
     let len = checked_len(shape)?;
-    let bytes = len.checked_mul(dtype.size()).ok_or(Error::OutOfMemory { needed: usize::MAX, available: None })?;
+    let bytes =
+        len.checked_mul(dtype.size()).ok_or(Error::OutOfMemory { needed: usize::MAX, available: None })?;
     let buffer = gpu.buffer("tensor", bytes as u64, USAGE)?;
     let strides = natten_core::contiguous_strides(shape);
     Tensor::view(Arc::new(DeviceMemory { gpu: Arc::clone(gpu), buffer, dtype, len }), shape, &strides, 0)

@@ -64,7 +64,7 @@ impl WgpuPlan {
         ];
         let workspace = sequence.arena * sequence.element + sequence.integers * 4;
         let report = PlanReport::new(NAME, config, coverage, cost, workspace as usize);
-        let problem = format!("{} of {:?}", request.op, problem.neighborhood());
+        let problem = title(problem, request);
         Ok(Self { gpu: Arc::clone(gpu), sequence, pipelines, report, problem })
     }
 
@@ -86,13 +86,11 @@ impl WgpuPlan {
                 Binding::Tensor { role, .. } => {
                     memory_of(&self.gpu, role.name(), bound(tensors, *role)?)?.buffer.as_entire_binding()
                 }
-                Binding::Parameters { role, .. } => {
-                    wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                        buffer: &memory.parameters,
-                        offset: self.place(*role) * ALIGNMENT,
-                        size: wgpu::BufferSize::new(ALIGNMENT),
-                    })
-                }
+                Binding::Parameters { role, .. } => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: &memory.parameters,
+                    offset: self.place(*role) * ALIGNMENT,
+                    size: wgpu::BufferSize::new(ALIGNMENT),
+                }),
             };
             entries.push(wgpu::BindGroupEntry { binding, resource });
         }
@@ -130,6 +128,11 @@ impl WgpuPlan {
         }
         Ok(())
     }
+}
+
+/// What an operation is, in words.
+pub(crate) fn title(problem: &Problem, request: &OpRequest) -> String {
+    format!("{} of {}, {}", request.op, problem.neighborhood(), problem.dtype())
 }
 
 fn bound<'t>(tensors: &BTreeMap<Role, &'t Tensor>, role: Role) -> Result<&'t Tensor> {

@@ -20,12 +20,8 @@ pub(crate) struct Target {
     pub(crate) invocations: u32,
     /// The most workgroups along one axis of a dispatch.
     pub(crate) workgroups: u32,
-    /// Storage buffers that a shader may bind.
-    pub(crate) storage_buffers: u32,
-    /// Invocations of a subgroup, where shaders may use subgroups and the number is fixed.
-    pub(crate) subgroup: Option<u32>,
-    /// Whether 16x16x16 matrices of f16, accumulated in f32, can be multiplied by a subgroup together.
-    pub(crate) has_matrices: bool,
+    /// Iterations of loops, nested ones counted, after which the driver ends an invocation's loops, where it does.
+    pub(crate) loop_iterations: Option<u64>,
 }
 
 /// What no binding is larger than, on any device.
@@ -40,9 +36,7 @@ impl Target {
         workgroup_bytes: 16 << 10,
         invocations: 256,
         workgroups: 65535,
-        storage_buffers: 8,
-        subgroup: None,
-        has_matrices: false,
+        loop_iterations: None,
     };
 
     /// That tensors of this type can be computed with.

@@ -26,11 +26,16 @@ fn suite(filter: &str) {
             eprintln!("{outcome}");
         }
     });
-    eprintln!("{filter}: {} cases on {}", report.outcomes.len(), backend.device().name);
+    let refused = report.outcomes.iter().filter(|outcome| !outcome.refusals.is_empty()).count();
+    let name = &backend.device().name;
+    eprintln!("{filter}: {} cases on {name}, something of {refused} refused", report.outcomes.len());
     assert!(report.passed(), "{report}");
     for outcome in &report.outcomes {
         for refusal in &outcome.refusals {
-            assert!(refusal.reason.contains("gap"), "{outcome}");
+            // What a device cannot hold, and what a software driver would get wrong.
+            let is_known =
+                ["gap", "llvmpipe ends the loops"].iter().any(|known| refusal.reason.contains(known));
+            assert!(is_known, "{outcome}");
         }
     }
 }

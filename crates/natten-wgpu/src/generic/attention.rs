@@ -3,13 +3,14 @@
 
 use std::fmt::Write;
 
-use natten_core::program::{Given, GradStages, Lowered, Reduce};
+use natten_core::program::{Given, GradStages, Lowered, Node, Reduce, Var};
 use natten_core::{Op, Result, Role};
 
 use super::functions::{Functions, cotangents, drop_zeros, of_row};
 use super::given::result;
 use super::{Builder, OPERANDS};
-use crate::template::Fill;
+use crate::template::{Fill, each};
+use crate::tiled::{Shape, TILED};
 
 const ROWS: &str = include_str!("../wgsl/rows.wgsl");
 const KEYS: &str = include_str!("../wgsl/keys.wgsl");
@@ -52,12 +53,20 @@ impl Builder<'_> {
             .zip(&lowered)
             .map(|(kind, lowered)| Functions::new(builder.problem, lowered.clone(), names, kind == 1))
             .collect();
+        if let Some(shape) = builder.tiled {
+            let source = builder.tiled_forward(&shape, &pairs[0])?;
+            self.check_loops("tiles", shape.iterations(self.problem))?;
+            self.run_workgroups("tiles", source, shape.workgroups());
+            return Ok(());
+        }
         let rows = builder.rows(&pairs)?;
         let keys = if is_backward { builder.keys(&pairs)? } else { None };
         let row_count = self.len(Role::Query) / self.problem.head_dim() as u64;
+        self.check_loops("rows", self.of_row())?;
         self.run("rows", rows, row_count);
         if let Some(keys) = keys {
             let count = self.key_vectors();
+            self.check_loops("keys", self.of_key())?;
             self.run("keys", keys, count);
         }
         if is_backward {
@@ -183,7 +192,9 @@ impl Builder<'_> {
         }
         let with_stages = |name: &str, by: &str| {
             let count = stages.reduce.len();
-            format!("let numbers = $P$_{name}(at, row, x);\nfor (var k = 0u; k < {by}{count}u; k++) {{ sums[k] += numbers[k]; }}\n")
+            format!(
+                "let numbers = $P$_{name}(at, row, x);\nfor (var k = 0u; k < {by}{count}u; k++) {{ sums[k] += numbers[k]; }}\n"
+            )
         };
         let fill = Fill::default()
             .flag("SCORES", true)
@@ -195,7 +206,10 @@ impl Builder<'_> {
             .flag("GRAD_STAGES_OF_ROW", of_row)
             .flag("GRAD_STAGES_OF_PAIRS", of_pairs)
             .flag("SWEEP_GRAD_QUERY", sweeps_query)
-            .value("SWEEP_STAGES", if sweeps_stages { self.sweep(pairs.len(), &stages.add()) } else { String::new() })
+            .value(
+                "SWEEP_STAGES",
+                if sweeps_stages { self.sweep(pairs.len(), &stages.add()) } else { String::new() },
+            )
             .value("FINISH_STAGES", stages.finish())
             .value("DEAD_ROWS", stages.dead())
             .value("SWEEP_STAGE_TANGENTS", self.sweep(pairs.len(), &with_stages("stage_tangents", "")))
@@ -204,6 +218,19 @@ impl Builder<'_> {
             .value("SWEEP_GRAD_QUERY", self.sweep(pairs.len(), &self.add_key()));
         // The output is that of the forward pass, where it is given.
         Ok(self.walk(&self.regions, ROWS, fill, &functions))
+    }
+
+    /// The shader of the tiled family.
+    fn tiled_forward(&self, shape: &Shape, pair: &Functions<'_>) -> Result<String> {
+        let program = self.problem.program();
+        let is_identity = *program.graph().node(program.score()) == Node::Var(Var::Score);
+        let has_program = !is_identity || program.mask().is_some() || self.problem.has_rpb();
+        let mut functions = shape.constants();
+        if has_program {
+            functions += &pair.mask()?;
+            functions += &pair.stages()?;
+        }
+        Ok(self.walk(&self.regions, TILED, shape.fill(self.problem, has_program), &functions))
     }
 
     /// Statements that show a row's pairs, one after the other, to statements of `at` and the pair's numbers `x`; `$P$`
@@ -235,30 +262,26 @@ impl Builder<'_> {
 
     /// Adds a pair's value to the row's output.
     pub(super) fn add_value(&self) -> String {
-        let mut text = "let w = $P$_weight(at, row, x);\nfor (var d = 0u; d < DIM_V; d++) {\n    \
-                        let v = arena[V + at.kv * DIM_V + d];\n    output[d] += w[0] * v;\n"
-            .to_owned();
+        let mut text = "let v = arena[V + at.kv * DIM_V + d];\noutput[d] += w[0] * v;\n".to_owned();
         if self.request.op.is_forward_mode() {
-            text += "    output_t[d] += w[1] * v;\n";
+            text += "output_t[d] += w[1] * v;\n";
             if self.regions.get("VT").is_some() {
-                text += "    output_t[d] += w[0] * arena[VT + at.kv * DIM_V + d];\n";
+                text += "output_t[d] += w[0] * arena[VT + at.kv * DIM_V + d];\n";
             }
         }
-        text + "}\n"
+        "let w = $P$_weight(at, row, x);\n".to_owned() + &each(self.problem.head_dim_v(), &text)
     }
 
     /// Adds a pair's key to the gradient of the row's query.
     pub(super) fn add_key(&self) -> String {
-        let mut text = "let ds = $P$_grad_score(at, row, x);\nfor (var d = 0u; d < DIM; d++) {\n    \
-                        let k = arena[K + at.kv * DIM + d];\n    grad[d] += ds[0] * k;\n"
-            .to_owned();
+        let mut text = "let k = arena[K + at.kv * DIM + d];\ngrad[d] += ds[0] * k;\n".to_owned();
         if self.request.op.is_forward_mode() {
-            text += "    grad_t[d] += ds[1] * k;\n";
+            text += "grad_t[d] += ds[1] * k;\n";
             if self.regions.get("KT").is_some() {
-                text += "    grad_t[d] += ds[0] * arena[KT + at.kv * DIM + d];\n";
+                text += "grad_t[d] += ds[0] * arena[KT + at.kv * DIM + d];\n";
             }
         }
-        text + "}\n"
+        "let ds = $P$_grad_score(at, row, x);\n".to_owned() + &each(self.problem.head_dim(), &text)
     }
 
     /// The shader with stationary keys, where some of its gradients are wanted.
@@ -293,6 +316,8 @@ impl Builder<'_> {
                 .flag("KEY_GRADS", of_keys)
                 .flag("VALUE_GRADS", of_values)
                 .flag("TANGENTS", self.request.op.is_forward_mode())
+                .value("DIM", self.problem.head_dim())
+                .value("DIM_V", self.problem.head_dim_v())
                 .value("P", prefix);
             self.regions.flags(fill).apply(ADD_PAIR)
         };
@@ -318,7 +343,10 @@ impl Stages {
                 Reduce::Sum => writeln!(text, "running[{k}] += element[{k}];"),
                 Reduce::Max | Reduce::Min => {
                     let name = if self.reduce[k] == Reduce::Max { "f_max" } else { "f_min" };
-                    writeln!(text, "running[{k}] = select(element[{k}], {name}(running[{k}], element[{k}]), seen);")
+                    writeln!(
+                        text,
+                        "running[{k}] = select(element[{k}], {name}(running[{k}], element[{k}]), seen);"
+                    )
                 }
                 // A NaN is no peak, and makes the sum NaN.
                 _ => writeln!(
@@ -348,6 +376,7 @@ impl Stages {
     /// A row is dead where a logsumexp is -inf.
     fn dead(&self) -> String {
         let lse = self.reduce.iter().enumerate().filter(|(_, reduce)| **reduce == Reduce::Lse);
-        lse.map(|(k, _)| format!("    if (is_minus_inf(row.stage[{k}])) {{ row.alive = false; }}\n")).collect()
+        lse.map(|(k, _)| format!("    if (is_minus_inf(row.stage[{k}])) {{ row.alive = false; }}\n"))
+            .collect()
     }
 }

@@ -89,7 +89,11 @@ pub(crate) fn parameters(tensor: &Tensor, at: u32, is_output: bool) -> Result<Ve
     let mut parameters = vec![count, first, place, axes.len() as i64];
     parameters.extend(axes.into_iter().flatten());
     if parameters.len() > 64 {
-        return Err(Error::unsupported(crate::NAME, "a tensor of more than 20 axes", "join some of its axes"));
+        return Err(Error::unsupported(
+            crate::NAME,
+            "a tensor of more than 20 axes",
+            "join some of its axes",
+        ));
     }
     let fits = |n: i64| {
         i32::try_from(n).map_err(|_| {

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 use natten_core::program::{
-    Buffer, Compare, Expr, GradStages, Graph, Index, LoadGradient, Lowered, Node, Primal, Program, Pushed, Reduce,
-    StageElement, Unary, Var,
+    Buffer, Compare, Expr, GradStages, Graph, Index, LoadGradient, Lowered, Node, Primal, Program, Pushed,
+    Reduce, StageElement, Unary, Var,
 };
 use natten_core::{Problem, Result};
 
@@ -65,7 +65,10 @@ impl Leaves for Names<'_> {
         let element = element(&capture.shape, index);
         let number = usize::from(buffer.capture);
         if !capture.dtype.is_float() {
-            return Some(format!("ints[{}u + u32({element})]", self.captures.integers.get(number).copied()??));
+            return Some(format!(
+                "ints[{}u + u32({element})]",
+                self.captures.integers.get(number).copied()??
+            ));
         }
         let regions = if buffer.tangent { &self.captures.tangents } else { &self.captures.numbers };
         Some(format!("arena[{}u + u32({element})]", regions.get(number).copied()??))

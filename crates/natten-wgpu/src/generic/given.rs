@@ -38,7 +38,9 @@ impl Operands {
 
     /// What has a gradient that is wanted.
     pub(super) fn wanted(problem: &Problem, request: &OpRequest) -> Self {
-        Self::of(problem, |role| result(request.op, role).is_some_and(|result| request.wants.contains(result)))
+        Self::of(problem, |role| {
+            result(request.op, role).is_some_and(|result| request.wants.contains(result))
+        })
     }
 
     /// These as tangents that functions are pushed along.

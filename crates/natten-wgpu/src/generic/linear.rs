@@ -130,8 +130,14 @@ impl Builder<'_> {
             [("gradients by rows", KEYS, heads * dim), ("gradients by columns", VALUES, heads * dim_v)]
         {
             let fill = self.regions.flags(Fill::default());
-            let shader =
-                Shader { label, body, invocations, constants: chunks.clone(), fill, functions: String::new() };
+            let shader = Shader {
+                label,
+                body,
+                invocations,
+                constants: chunks.clone(),
+                fill,
+                functions: String::new(),
+            };
             self.run_linear(lowered, &shader)?;
         }
         for (part, names, extent) in
@@ -147,7 +153,10 @@ impl Builder<'_> {
             }
             let invocations = self.key_vectors() * extent;
             let functions = String::new();
-            self.run_linear(lowered, &Shader { label: "sum", body: SUM, invocations, constants, fill, functions })?;
+            self.run_linear(
+                lowered,
+                &Shader { label: "sum", body: SUM, invocations, constants, fill, functions },
+            )?;
         }
         self.scatter_decays(lowered, heads * tokens)
     }
@@ -193,7 +202,9 @@ impl Builder<'_> {
             rendered.lines,
             rendered.results.join(", ")
         );
-        let body = shader.fill.apply(shader.body);
+        let dims = [("DIM", self.problem.head_dim()), ("DIM_V", self.problem.head_dim_v())];
+        let fill = dims.into_iter().fold(shader.fill.clone(), |fill, (name, dim)| fill.value(name, dim));
+        let body = fill.apply(shader.body);
         let fill = Fill::default()
             .flag("TANGENTS", has_tangents)
             .value("LOADS", self.loads_of_inputs(has_tangents))
@@ -201,9 +212,16 @@ impl Builder<'_> {
         let constants = format!("const INVOCATIONS: u32 = {}u;\n{}", shader.invocations, shader.constants);
         // The walks' own functions are not called: nothing of theirs is there but sizes and sites.
         let sites = self.walk(&Regions::default(), "", Fill::default(), "");
-        let source =
-            [sites, self.regions.declarations(), constants, decay, shader.functions.clone(), fill.apply(LINEAR)]
-                .concat();
+        let source = [
+            sites,
+            self.regions.declarations(),
+            constants,
+            decay,
+            shader.functions.clone(),
+            fill.apply(LINEAR),
+        ]
+        .concat();
+        self.check_loops(shader.label, self.of_recurrence())?;
         self.run(shader.label, source, shader.invocations);
         Ok(())
     }
@@ -223,7 +241,11 @@ impl Builder<'_> {
         let mut text = String::new();
         for (name, tangent) in inputs {
             let tangent = if has_tangents { read(tangent) } else { "R(0.0)".to_owned() };
-            let _ = writeln!(text, "fn load_{name}(at: u32) -> V {{ return value({}, {tangent}); }}", read(name));
+            let _ = writeln!(
+                text,
+                "fn load_{name}(at: u32) -> Num {{ return value({}, {tangent}); }}",
+                read(name)
+            );
         }
         text
     }

@@ -7,6 +7,7 @@ pub(crate) mod convert;
 mod functions;
 mod given;
 mod linear;
+mod loops;
 mod regions;
 mod tables;
 mod unfused;
@@ -26,6 +27,7 @@ use crate::render::math::{Real, functions as math, prelude};
 use crate::sequence::{Binding, Run, Sequence, Step, workgroups};
 use crate::target::Target;
 use crate::template::Fill;
+use crate::tiled::Shape;
 
 const ATTENTION: &str = include_str!("../wgsl/attention.wgsl");
 
@@ -48,6 +50,7 @@ pub(crate) fn sequence(
     }
     target.check_dtype(problem.dtype())?;
     let mut builder = Builder::new(problem, request, target, tensors);
+    builder.tiled = Shape::of(problem, request, options, target, builder.real);
     builder.read_inputs()?;
     if problem.program().decay().is_some() {
         builder.recurrence()?;
@@ -79,6 +82,8 @@ struct Builder<'p> {
     /// What vector functions took the place of, of queries, keys and values.
     replaced: [Option<vectors::Replaced>; 3],
     steps: Vec<Step>,
+    /// How the tiled family cuts the operation, where that does it.
+    tiled: Option<Shape>,
 }
 
 /// Vectors of one kind: what they are called in templates, themselves, their tangents, and the roles that they have;
@@ -137,6 +142,7 @@ impl<'p> Builder<'p> {
             tables: Tables::default(),
             replaced: [None; 3],
             steps: Vec::new(),
+            tiled: None,
         }
     }
 
@@ -245,6 +251,8 @@ impl<'p> Builder<'p> {
             .flag("ADDITIONAL", problem.additional_tokens() > 0)
             .flag("LOGSUMEXP", problem.has_logsumexp())
             .value("LOGSUMEXP", problem.program().logsumexp().unwrap_or(0))
+            .value("DIM", problem.head_dim())
+            .value("DIM_V", problem.head_dim_v())
             .value("WINDOWS", windows::windows(problem))
             .value("KEY_COORDINATES", windows::key_coordinates(problem))
             .value("FUNCTIONS", functions);
@@ -265,12 +273,17 @@ impl<'p> Builder<'p> {
         if invocations == 0 {
             return;
         }
+        let workgroups = workgroups(invocations, self.target.workgroups);
+        self.run_workgroups(label, source, workgroups);
+    }
+
+    /// Runs a shader of so many workgroups on the arena.
+    fn run_workgroups(&mut self, label: &str, source: String, workgroups: [u32; 3]) {
         // A shader's layout has what its text uses.
         let mut bindings = vec![Binding::Arena];
         if source.contains("ints[") {
             bindings.push(Binding::Integers { is_written: false });
         }
-        let workgroups = workgroups(invocations, self.target.workgroups);
         self.steps.push(Step::Run(Run { label: label.to_owned(), source, bindings, workgroups }));
     }
 
@@ -287,13 +300,13 @@ impl<'p> Builder<'p> {
         self.target.check_binding("the arena", self.arena * self.real.size())?;
         self.target.check_binding("captured integers", self.integers * 4)?;
         Ok(Sequence {
-            family: "generic",
+            family: if self.tiled.is_some() { "tiled" } else { "generic" },
             element: self.real.size(),
             arena: self.arena,
             integers: self.integers,
             steps: self.steps,
             tensors: self.tensors,
-            tiles: [[1; 3], [usize::MAX; 3]],
+            tiles: self.tiled.map_or([[1; 3], [usize::MAX; 3]], |shape| [shape.query_tile, shape.key_tile]),
         })
     }
 }

@@ -25,13 +25,6 @@ impl Regions {
         self.0.get(name).copied()
     }
 
-    /// The same without one.
-    pub(super) fn without(&self, name: &str) -> Self {
-        let mut regions = self.clone();
-        regions.0.remove(name);
-        regions
-    }
-
     /// Declarations of the places.
     pub(super) fn declarations(&self) -> String {
         self.0.iter().map(|(name, at)| format!("const {name}: u32 = {at}u;\n")).collect()

@@ -56,7 +56,7 @@ impl Builder<'_> {
                 "let ds = $P$_grad_score(at, row, x);\narena[table + bias_entry(at)] += ds[{}];\n",
                 usize::from(is_tangent)
             );
-            self.scatter(role, [false, true, false], 1, &functions, &body, true);
+            self.scatter(role, [false, true, false], 1, &functions, &body, true)?;
         }
         for number in self.wanted.captures.clone() {
             let shape = self.problem.program().captures()[usize::from(number)].shape.clone();
@@ -77,7 +77,7 @@ impl Builder<'_> {
             let body = "let loads = $P$_loads(at, row, x);\nfor (var i = 0; i < $P$_LOADS; i++) {\n    \
                         arena[table + u32(loads.element[i])] += loads.gradient[i];\n}\n";
             let role = if is_tangent { Role::Grad2Capture(number) } else { Role::GradCapture(number) };
-            self.scatter(role, determined, lowered.len(), &functions, body, true);
+            self.scatter(role, determined, lowered.len(), &functions, body, true)?;
         }
         Ok(())
     }
@@ -96,11 +96,12 @@ impl Builder<'_> {
         functions: &str,
         body: &str,
         is_fused: bool,
-    ) {
+    ) -> Result<()> {
         let problem = self.problem;
         let queries: usize = problem.neighborhood().query_shape().iter().product();
         let extents = [problem.batch(), problem.heads(), queries].map(|n| n as u64);
-        let of = |is: bool| extents.iter().zip(determined).filter(|(_, d)| *d == is).map(|(&n, _)| n).product();
+        let of =
+            |is: bool| extents.iter().zip(determined).filter(|(_, d)| *d == is).map(|(&n, _)| n).product();
         let (outer, inner): (u64, u64) = (of(true), of(false));
         let (at, pieces) = self.tables_for(role, inner);
         let mut row = String::new();
@@ -122,7 +123,9 @@ impl Builder<'_> {
         );
         let source = self.walk(&self.regions, SCATTER, fill, functions) + &sizes;
         let is_empty = extents.contains(&0);
+        self.check_loops("scatter", inner.div_ceil(pieces) * self.of_row())?;
         self.run("scatter", source, if is_empty { 0 } else { outer * pieces });
+        Ok(())
     }
 
     /// Adds up the tables of every wanted gradient; one that nothing adds to is zero.

@@ -14,7 +14,7 @@ impl Builder<'_> {
         match self.request.op {
             Op::Qk => self.slots(Role::Attention, "score", "-inf()"),
             Op::QkJvp => self.slots(Role::TangentAttention, "score_t", "R(0.0)"),
-            Op::QkBackward => self.gradients("grad_score", "DA", "DA"),
+            Op::QkBackward => self.gradients("grad_score", "DA", "DA")?,
             Op::Av | Op::AvJvp => {
                 let (name, role) = match self.request.op {
                     Op::Av => ("TO_OUT", Role::Output),
@@ -22,13 +22,13 @@ impl Builder<'_> {
                 };
                 let at = self.result(role);
                 self.regions.put(name, at);
-                self.rows_of_slots("weight", "A", "AT");
+                self.rows_of_slots("weight", "A", "AT")?;
             }
             _ => {
                 if self.wants(Role::GradAttention) {
                     self.slots(Role::GradAttention, "grad", "R(0.0)");
                 }
-                self.gradients("weight", "A", "A");
+                self.gradients("weight", "A", "A")?;
             }
         }
         Ok(())
@@ -69,7 +69,7 @@ impl Builder<'_> {
     }
 
     /// The walk with stationary queries: the output from weights, or the gradient of the query from cotangents.
-    fn rows_of_slots(&mut self, name: &str, region: &str, tangent: &str) {
+    fn rows_of_slots(&mut self, name: &str, region: &str, tangent: &str) -> Result<()> {
         let is_output = name == "weight";
         let functions = self.functions_of_slots(name, region, tangent);
         let kinds = self.kinds();
@@ -82,22 +82,30 @@ impl Builder<'_> {
             .value("DEAD_ROWS", "")
             .value("SWEEP_STAGE_TANGENTS", "")
             .value("SWEEP_GRAD_STAGES", "")
-            .value("SWEEP_OUTPUT", if is_output { self.sweep(kinds, &self.add_value()) } else { String::new() })
-            .value("SWEEP_GRAD_QUERY", if is_output { String::new() } else { self.sweep(kinds, &self.add_key()) });
+            .value(
+                "SWEEP_OUTPUT",
+                if is_output { self.sweep(kinds, &self.add_value()) } else { String::new() },
+            )
+            .value(
+                "SWEEP_GRAD_QUERY",
+                if is_output { String::new() } else { self.sweep(kinds, &self.add_key()) },
+            );
         let source = self.walk(&self.regions, ROWS, fill, &functions);
         let rows = [self.problem.batch(), self.problem.heads()].iter().map(|&n| n as u64).product::<u64>();
         let queries: usize = self.problem.neighborhood().query_shape().iter().product();
+        self.check_loops("rows", self.of_row())?;
         self.run("rows", source, rows * queries as u64);
+        Ok(())
     }
 
     /// Gradients of the inputs from functions of a slot.
-    fn gradients(&mut self, name: &str, region: &str, tangent: &str) {
+    fn gradients(&mut self, name: &str, region: &str, tangent: &str) -> Result<()> {
         let op = self.request.op;
         let of_scores = name == "grad_score";
         if self.wanted.query {
             let at = self.result(Role::GradQuery);
             self.regions.put("TO_DQ", at);
-            self.rows_of_slots(name, region, tangent);
+            self.rows_of_slots(name, region, tangent)?;
         }
         let (of_keys, of_values) = (self.wanted.key, self.wanted.value);
         let (at, roles, to) = match of_scores {
@@ -109,12 +117,14 @@ impl Builder<'_> {
             self.regions.put(to, at);
             let functions = self.functions_of_slots(name, region, tangent);
             let source = self.keys_shader(self.kinds(), false, of_keys, of_values, &functions);
+            self.check_loops("keys", self.of_key())?;
             self.run("keys", source, self.key_vectors());
         }
         if self.wanted.rpb {
             let functions = self.functions_of_slots(name, region, tangent);
             let body = "let ds = $P$_grad_score(at, row, x);\narena[table + bias_entry(at)] += ds[0];\n";
-            self.scatter(Role::GradRpb, [false, true, false], 1, &functions, body, false);
+            self.scatter(Role::GradRpb, [false, true, false], 1, &functions, body, false)?;
         }
+        Ok(())
     }
 }

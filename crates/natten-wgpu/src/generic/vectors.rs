@@ -115,7 +115,9 @@ impl Builder<'_> {
         let (op, captures) = (self.request.op, self.tangents.captures.clone());
         let is_tangent = op == Op::BackwardJvp;
         let wanted = [self.wanted.query, self.wanted.key, self.wanted.value];
-        for (operand, names) in OPERANDS.iter().zip([["TO_DQ", "TO_DQ_T"], ["TO_DK", "TO_DK_T"], ["TO_DV", "TO_DV_T"]]) {
+        for (operand, names) in
+            OPERANDS.iter().zip([["TO_DQ", "TO_DQ_T"], ["TO_DK", "TO_DK_T"], ["TO_DV", "TO_DV_T"]])
+        {
             let number = number_of(operand.roles[0]);
             let (Some(expr), Some(given), true) =
                 (self.problem.program().mods()[number], self.replaced[number], wanted[number])
@@ -164,7 +166,13 @@ impl Builder<'_> {
         }
     }
 
-    fn vectors(&mut self, role: Role, lowered: &LoweredVector, places: Places, wanted: &Wanted<'_>) -> Result<()> {
+    fn vectors(
+        &mut self,
+        role: Role,
+        lowered: &LoweredVector,
+        places: Places,
+        wanted: &Wanted<'_>,
+    ) -> Result<()> {
         let (roots, functions) = match wanted {
             Wanted::Vectors(expr, _) => (vec![*expr], String::new()),
             Wanted::Tables { roots, count, .. } => (roots.clone(), loads_struct('v', *count)),
@@ -195,7 +203,7 @@ impl Builder<'_> {
         let fill = Fill::default()
             .flag("OF_QUERIES", role == Role::Query)
             .flag("SCATTER", matches!(wanted, Wanted::Tables { .. }))
-            .value("DIM", dim)
+            .value("LENGTH", dim)
             .value("SUMS", &text.sums)
             .value("EACH", &text.each)
             .value("STORE", store);

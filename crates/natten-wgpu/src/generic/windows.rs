@@ -21,7 +21,10 @@ pub(super) fn sizes(problem: &Problem) -> String {
         ("ADDITIONAL", problem.additional_tokens()),
         ("QUERIES", queries),
         ("KEYS", keys),
-        ("SLOTS", neighborhood.window_len().saturating_add(problem.additional_tokens()).min(i32::MAX as usize)),
+        (
+            "SLOTS",
+            neighborhood.window_len().saturating_add(problem.additional_tokens()).min(i32::MAX as usize),
+        ),
     ] {
         let _ = writeln!(text, "const {name}: i32 = {value};");
     }
@@ -48,7 +51,13 @@ pub(super) fn sizes(problem: &Problem) -> String {
 
 /// The functions `window_0` to `window_2` and `queries_of_0` to `queries_of_2`.
 pub(super) fn windows(problem: &Problem) -> String {
-    problem.neighborhood().axes().iter().enumerate().map(|(a, axis)| window(a, axis) + &viewers(a, axis)).collect()
+    problem
+        .neighborhood()
+        .axes()
+        .iter()
+        .enumerate()
+        .map(|(a, axis)| window(a, axis) + &viewers(a, axis))
+        .collect()
 }
 
 fn window(a: usize, axis: &Axis) -> String {

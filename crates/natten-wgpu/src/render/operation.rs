@@ -6,7 +6,12 @@ use super::Leaves;
 use super::math::Real;
 
 /// A node's text; `None` where it has none. Operations between the elements of a vector are the vector renderer's.
-pub(super) fn text_of(graph: &Graph, expr: Expr, arguments: &[String], leaves: &dyn Leaves) -> Option<String> {
+pub(super) fn text_of(
+    graph: &Graph,
+    expr: Expr,
+    arguments: &[String],
+    leaves: &dyn Leaves,
+) -> Option<String> {
     let ty = graph.type_of(expr);
     Some(match graph.node(expr) {
         Node::Float(bits) => number(leaves.real(), f64::from_bits(*bits)),
@@ -120,7 +125,10 @@ mod tests {
     fn constants_are_such_as_wgsl_takes() {
         assert_eq!(number(Real::F32, 0.5), "R(0.5)");
         assert_eq!(number(Real::F64, f64::NEG_INFINITY), "(-inf())");
-        assert_eq!((number(Real::F32, -1e300), number(Real::F64, 1e300)), ("(-inf())".into(), "R(1e300)".into()));
+        assert_eq!(
+            (number(Real::F32, -1e300), number(Real::F64, 1e300)),
+            ("(-inf())".into(), "R(1e300)".into())
+        );
         assert_eq!(integer(i32::MIN), "(-2147483647 - 1)");
     }
 }

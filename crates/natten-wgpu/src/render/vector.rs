@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use natten_core::program::{Expr, Graph, Node, Program, Unary};
 use natten_core::Result;
+use natten_core::program::{Expr, Graph, Node, Program, Unary};
 
 use super::{Leaves, operation, refused, type_name};
 
@@ -48,7 +48,8 @@ pub(crate) fn render_vector<'l>(
         }
     }
     let mut body = Body::default();
-    let results = roots.iter().map(|&root| writer.element(root, "d", &mut body)).collect::<Result<Vec<_>>>()?;
+    let results =
+        roots.iter().map(|&root| writer.element(root, "d", &mut body)).collect::<Result<Vec<_>>>()?;
     Ok(VectorText { sums, each: body.text, results })
 }
 

@@ -4,7 +4,7 @@ fn add_pair_$P$(at: Site, row: Row) {
     let x = pair_of(at);
 //:if KEY_GRADS
     let ds = $P$_grad_score(at, row, x);
-    for (var d = 0u; d < DIM; d++) {
+//:each DIM
         let q = arena[Q + at.qv * DIM + d];
         grad_key[d] += ds[0] * q;
 //:if TANGENTS
@@ -13,11 +13,11 @@ fn add_pair_$P$(at: Site, row: Row) {
         grad_key_t[d] += ds[0] * arena[QT + at.qv * DIM + d];
 //:end
 //:end
-    }
+//:end
 //:end
 //:if VALUE_GRADS
     let w = $P$_weight(at, row, x);
-    for (var d = 0u; d < DIM_V; d++) {
+//:each DIM_V
         let grad = arena[DO + at.qv * DIM_V + d];
         grad_value[d] += w[0] * grad;
 //:if TANGENTS
@@ -26,6 +26,6 @@ fn add_pair_$P$(at: Site, row: Row) {
         grad_value_t[d] += w[0] * arena[DOT + at.qv * DIM_V + d];
 //:end
 //:end
-    }
+//:end
 //:end
 }

@@ -124,26 +124,42 @@ fn slot_of(at: Site) -> u32 {
 }
 //:end
 
-fn dot_of(a: u32, b: u32, n: u32) -> R {
+//:if SCORES
+// Of vectors of DIM elements.
+fn dot_q(a: u32, b: u32) -> R {
     var sums = array<R, 4>();
-    for (var d = 0u; d < n; d++) { sums[d & 3u] += arena[a + d] * arena[b + d]; }
+//:each DIM
+    sums[d & 3u] += arena[a + d] * arena[b + d];
+//:end
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
+//:end
+
+//:if GRADS
+// Of vectors of DIM_V elements.
+fn dot_v(a: u32, b: u32) -> R {
+    var sums = array<R, 4>();
+//:each DIM_V
+    sums[d & 3u] += arena[a + d] * arena[b + d];
+//:end
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+//:end
 
 fn pair_of(at: Site) -> Pair {
     var x = Pair();
 //:if SCORES
     let q = at.qv * DIM;
     let k = at.kv * DIM;
-    x.score = SCALE * dot_of(Q + q, K + k, DIM);
+    x.score = SCALE * dot_q(Q + q, K + k);
 //:if RPB
     if (!at.is_additional) { x.score += arena[RPB + bias_entry(at)]; }
 //:end
 //:if QT
-    x.score_t += SCALE * dot_of(QT + q, K + k, DIM);
+    x.score_t += SCALE * dot_q(QT + q, K + k);
 //:end
 //:if KT
-    x.score_t += SCALE * dot_of(Q + q, KT + k, DIM);
+    x.score_t += SCALE * dot_q(Q + q, KT + k);
 //:end
 //:if RPBT
     if (!at.is_additional) { x.score_t += arena[RPBT + bias_entry(at)]; }
@@ -152,12 +168,12 @@ fn pair_of(at: Site) -> Pair {
 //:if GRADS
     let o = at.qv * DIM_V;
     let v = at.kv * DIM_V;
-    x.grad = dot_of(DO + o, V + v, DIM_V);
+    x.grad = dot_v(DO + o, V + v);
 //:if DOT
-    x.grad_t += dot_of(DOT + o, V + v, DIM_V);
+    x.grad_t += dot_v(DOT + o, V + v);
 //:end
 //:if VT
-    x.grad_t += dot_of(DO + o, VT + v, DIM_V);
+    x.grad_t += dot_v(DO + o, VT + v);
 //:end
 //:end
     return x;

@@ -56,20 +56,20 @@ fn main(
             }
         }
     }
-    for (var d = 0u; d < DIM; d++) {
+//:each DIM
 //:if TO_DK
         arena[TO_DK + number * DIM + d] = SCALE * grad_key[d];
 //:end
 //:if TO_DK_T
         arena[TO_DK_T + number * DIM + d] = SCALE * grad_key_t[d];
 //:end
-    }
-    for (var d = 0u; d < DIM_V; d++) {
+//:end
+//:each DIM_V
 //:if TO_DV
         arena[TO_DV + number * DIM_V + d] = grad_value[d];
 //:end
 //:if TO_DV_T
         arena[TO_DV_T + number * DIM_V + d] = grad_value_t[d];
 //:end
-    }
+//:end
 }

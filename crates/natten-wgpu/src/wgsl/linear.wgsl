@@ -2,28 +2,28 @@
 // values, or values with a tangent.
 
 //:if TANGENTS
-struct V { v: R, t: R }
-fn value(v: R, t: R) -> V { return V(v, t); }
-fn add(a: V, b: V) -> V { return V(a.v + b.v, a.t + b.t); }
-fn mul(a: V, b: V) -> V { return V(a.v * b.v, a.t * b.v + a.v * b.t); }
-fn exp_of(a: V) -> V { let e = f_exp(a.v); return V(e, e * a.t); }
-fn first_of(a: V) -> R { return a.v; }
-fn result_of(a: V) -> R { return a.t; }
-fn store(region: u32, at: u32, a: V) {
+struct Num { v: R, t: R }
+fn value(v: R, t: R) -> Num { return Num(v, t); }
+fn add(a: Num, b: Num) -> Num { return Num(a.v + b.v, a.t + b.t); }
+fn mul(a: Num, b: Num) -> Num { return Num(a.v * b.v, a.t * b.v + a.v * b.t); }
+fn exp_of(a: Num) -> Num { let e = f_exp(a.v); return Num(e, e * a.t); }
+fn first_of(a: Num) -> R { return a.v; }
+fn result_of(a: Num) -> R { return a.t; }
+fn store(region: u32, at: u32, a: Num) {
     arena[region + 2u * at] = a.v;
     arena[region + 2u * at + 1u] = a.t;
 }
-fn fetch(region: u32, at: u32) -> V { return V(arena[region + 2u * at], arena[region + 2u * at + 1u]); }
+fn fetch(region: u32, at: u32) -> Num { return Num(arena[region + 2u * at], arena[region + 2u * at + 1u]); }
 //:else
-alias V = R;
-fn value(v: R, t: R) -> V { return v; }
-fn add(a: V, b: V) -> V { return a + b; }
-fn mul(a: V, b: V) -> V { return a * b; }
-fn exp_of(a: V) -> V { return f_exp(a); }
-fn first_of(a: V) -> R { return a; }
-fn result_of(a: V) -> R { return a; }
-fn store(region: u32, at: u32, a: V) { arena[region + at] = a; }
-fn fetch(region: u32, at: u32) -> V { return arena[region + at]; }
+alias Num = R;
+fn value(v: R, t: R) -> Num { return v; }
+fn add(a: Num, b: Num) -> Num { return a + b; }
+fn mul(a: Num, b: Num) -> Num { return a * b; }
+fn exp_of(a: Num) -> Num { return f_exp(a); }
+fn first_of(a: Num) -> R { return a; }
+fn result_of(a: Num) -> R { return a; }
+fn store(region: u32, at: u32, a: Num) { arena[region + at] = a; }
+fn fetch(region: u32, at: u32) -> Num { return arena[region + at]; }
 //:end
 
 $LOADS$
@@ -45,7 +45,7 @@ fn site_of(head: u32, token: i32) -> Site {
     return at;
 }
 
-fn factor_of(at: Site) -> V {
+fn factor_of(at: Site) -> Num {
     let decay = decay_of(at);
     return exp_of(value(decay[0], decay[1]));
 }

@@ -5,7 +5,10 @@
     for (var n = first; n < end; n++) {
         let at = site_of(n / u32(KEYS), i32(n % u32(KEYS)));
         var sum = value(R(0.0), R(0.0));
-        for (var i = 0u; i < DIM; i++) { sum = add(sum, fetch(PART_L, n * DIM + i)); }
+//:each DIM
+            let i = d;
+            sum = add(sum, fetch(PART_L, n * DIM + i));
+//:end
         let grad = first_of(sum);
         let grad_t = result_of(sum);
         let loads = decay_loads(at, grad, grad_t);

@@ -47,14 +47,14 @@ $SWEEP_STAGE_TANGENTS$
     if (row.alive) {
 $SWEEP_OUTPUT$
     }
-    for (var d = 0u; d < DIM_V; d++) {
+//:each DIM_V
 //:if TO_OUT
         arena[TO_OUT + number * DIM_V + d] = output[d];
 //:end
 //:if TO_OUT_T
         arena[TO_OUT_T + number * DIM_V + d] = output_t[d];
 //:end
-    }
+//:end
 //:end
 //:if TO_LSE
     arena[TO_LSE + number] = select(-inf(), row.stage[$LOGSUMEXP$], row.alive);
@@ -64,7 +64,7 @@ $SWEEP_OUTPUT$
 //:end
 //:if GRAD_STAGES_OF_ROW
     if (row.alive) {
-        for (var d = 0u; d < DIM_V; d++) {
+//:each DIM_V
             let grad = arena[DO + number * DIM_V + d];
 //:if OUT
             row.delta += grad * arena[OUT + number * DIM_V + d];
@@ -77,7 +77,7 @@ $SWEEP_OUTPUT$
             row.delta_t += arena[DOT + number * DIM_V + d] * output[d];
 //:end
 //:end
-        }
+//:end
         let cotangents = grad_stages_of_row(query, row);
         for (var k = 0u; k < STAGES; k++) {
             row.grad_stage[k] = cotangents[2u * k];
@@ -117,13 +117,13 @@ $SWEEP_GRAD_STAGES$
     if (row.alive) {
 $SWEEP_GRAD_QUERY$
     }
-    for (var d = 0u; d < DIM; d++) {
+//:each DIM
 //:if TO_DQ
         arena[TO_DQ + number * DIM + d] = SCALE * grad[d];
 //:end
 //:if TO_DQ_T
         arena[TO_DQ_T + number * DIM + d] = SCALE * grad_t[d];
 //:end
-    }
+//:end
 //:end
 }

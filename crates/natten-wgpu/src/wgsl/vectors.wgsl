@@ -37,7 +37,7 @@ fn main(
     at.qc = at.kc;
     at.row = at.b * HEADS + at.h;
 //:end
-    let dim = $DIM$;
+    let dim = $LENGTH$;
     let base = number * u32(dim);
 $SUMS$
     for (var d = 0; d < dim; d++) {
