@@ -40,7 +40,12 @@ async function open(args) {
   return { browser, page };
 }
 
-const done = (page, of) => page.waitForFunction((of) => document.body.dataset.done === of, of, { timeout: 180_000 });
+async function done(page, of) {
+  const isOver = (of) => document.body.dataset.done === of || document.getElementById("message").classList.contains("error");
+  await page.waitForFunction(isOver, of, { timeout: 180_000 });
+  const isDone = await page.evaluate((of) => document.body.dataset.done === of, of);
+  if (!isDone) throw new Error(`the page says: ${await page.textContent("#message")}`);
+}
 const levels = (page) =>
   page.evaluate(() => {
     const canvas = document.getElementById("denoised");
@@ -51,9 +56,7 @@ try {
   const index = JSON.parse(await readFile(join(demo, "dist", "plans", "index.json"), "utf8"));
   const { window, sigma, file } = index.expected;
   const { browser, page } = await open(["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]);
-  await done(page, `${window} ${sigma}`).catch(async (error) => {
-    throw new Error(`${error}; the page says: ${await page.textContent("#message")}`);
-  });
+  await done(page, `${window} ${sigma}`);
   // The photo again, dropped: as a user would.
   const photo = (await readFile(join(demo, "dist", "photo.png"))).toString("base64");
   await page.evaluate(async (photo) => {

@@ -67,12 +67,17 @@ impl WgpuBackend {
             ..Default::default()
         };
         let (device, queue) = block_on(adapter.request_device(&descriptor)).map_err(failed)?;
-        let place = format!("wgpu:{}", adapter.get_info().name);
         Ok(Self {
             info: info(adapter),
             target: target(adapter),
-            gpu: Arc::new(Gpu::new(device, queue, place, options.checked)),
+            gpu: Arc::new(Gpu::new(adapter, device, queue, options.checked)),
         })
+    }
+}
+
+impl WgpuBackend {
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
     }
 }
 

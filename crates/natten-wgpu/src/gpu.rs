@@ -14,6 +14,8 @@ pub(crate) struct Gpu {
     pub(crate) queue: wgpu::Queue,
     /// Where its memory is, for tensors.
     pub(crate) place: String,
+    /// Whether the host's processor does the work.
+    pub(crate) is_software: bool,
     is_checked: bool,
     pipelines: Mutex<HashMap<String, Arc<wgpu::ComputePipeline>>>,
     /// Why the device is lost, once it is; what it complained of outside of any scope.
@@ -27,7 +29,12 @@ impl std::fmt::Debug for Gpu {
 }
 
 impl Gpu {
-    pub(crate) fn new(device: wgpu::Device, queue: wgpu::Queue, place: String, is_checked: bool) -> Self {
+    pub(crate) fn new(
+        adapter: &wgpu::Adapter,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        is_checked: bool,
+    ) -> Self {
         let complaint = Arc::new(Mutex::new(None));
         let lost = Arc::clone(&complaint);
         device.set_device_lost_callback(move |reason, message| {
@@ -38,7 +45,16 @@ impl Gpu {
         });
         let uncaptured = Arc::clone(&complaint);
         device.on_uncaptured_error(Arc::new(move |error| put(&uncaptured, format!("{error}"))));
-        Self { device, queue, place, is_checked, pipelines: Mutex::default(), complaint }
+        let info = adapter.get_info();
+        Self {
+            device,
+            queue,
+            place: format!("{NAME}:{}", info.name),
+            is_software: info.device_type == wgpu::DeviceType::Cpu,
+            is_checked,
+            pipelines: Mutex::default(),
+            complaint,
+        }
     }
 
     /// The pipeline of a shader's entry point `main`, compiled once.

@@ -13,6 +13,7 @@ mod generic;
 mod gpu;
 mod memory;
 mod plan;
+mod rate;
 mod render;
 mod sequence;
 mod target;

@@ -61,7 +61,7 @@ impl Shape {
         }
         let (query_tile, key_tile) = tiles(problem, options)?;
         // Tables of rows and keys, weights, a part of keys or values.
-        let fixed = 64 * (4 + 16 + 16 + 4) + 32 * (4 + 16) + 512 * 16 + 128 * 16;
+        let fixed = 64 * (4 + 16 + 16 + 4) + 32 * (4 + 16) + 512 * 16 + 128 * 16 + 16;
         let dims = problem.head_dim().next_multiple_of(16);
         let is_resident = fixed + dims * 256 <= target.workgroup_bytes as usize;
         let chunk = if is_resident { 16 } else { 4 };
@@ -150,37 +150,39 @@ impl Shape {
             _ => ("f32", "let k = others[d * 8u + column_group / 4u][column_group % 4u];\n".to_owned()),
         };
         multiply_scores += &keys;
-        let (mut declare_output, mut shrink, mut multiply_values, mut write) =
-            (String::new(), String::new(), String::new(), String::new());
-        multiply_values += "let p0 = weights[(part + key) * 16u + row_group * 2u];\n\
-                            let p1 = weights[(part + key) * 16u + row_group * 2u + 1u];\n\
-                            let v0 = others[key * VALUE_QUARTERS + column_group];\n\
-                            let v1 = others[key * VALUE_QUARTERS + COLUMN_GROUPS + column_group];\n";
+        let halves = 1 + usize::from(problem.head_dim_v() > 4 * self.column_groups);
+        let places = ["4u * column_group", "4u * (COLUMN_GROUPS + column_group)"];
+        let (mut declare_output, mut shrink, mut write) = (String::new(), String::new(), String::new());
+        let mut multiply_values = "let p0 = weights[(part + key) * 16u + row_group * 2u];\n\
+                                   let p1 = weights[(part + key) * 16u + row_group * 2u + 1u];\n\
+                                   let v0 = others[key * VALUE_QUARTERS + column_group];\n"
+            .to_owned();
+        if halves == 2 {
+            multiply_values += "let v1 = others[key * VALUE_QUARTERS + COLUMN_GROUPS + column_group];\n";
+        }
+        let mut multiply_odd = multiply_values.clone();
         for r in 0..8 {
-            let (half, lane) = (r / 4, of_row(r));
+            let (four, lane, row) = (r / 4, of_row(r), format!("row_group * 8u + {r}u"));
             let _ = writeln!(declare_scores, "        var s{r} = {ty}();");
-            let _ = writeln!(multiply_scores, "s{r} += q{half}.{lane} * k;");
-            let _ = writeln!(declare_output, "    var o{r}_0 = vec4<f32>();\n    var o{r}_1 = vec4<f32>();");
-            let _ = writeln!(
-                shrink,
-                "        {{\n            let f = factor[row_group * 8u + {r}u];\n            o{r}_0 *= f;\n            o{r}_1 *= f;\n        }}"
-            );
-            let _ =
-                writeln!(multiply_values, "o{r}_0 += p{half}.{lane} * v0;\no{r}_1 += p{half}.{lane} * v1;");
-            let _ = writeln!(write, "    if (row_vector[row_group * 8u + {r}u] != 0xffffffffu) {{");
-            let _ = writeln!(write, "        let f = factor[row_group * 8u + {r}u];");
-            let _ = writeln!(write, "        let to = TO_OUT + row_vector[row_group * 8u + {r}u] * DIM_V;");
-            // A row that sees nothing is 0 whatever stands in its sums.
-            for (quarter, place) in
-                ["4u * column_group", "4u * (COLUMN_GROUPS + column_group)"].iter().enumerate()
-            {
+            let _ = writeln!(multiply_scores, "s{r} += q{four}.{lane} * k;");
+            let _ = writeln!(write, "    if (row_vector[{row}] != 0xffffffffu) {{\n        let f = factor[{row}];");
+            let _ = writeln!(write, "        let to = TO_OUT + row_vector[{row}] * DIM_V;");
+            let _ = writeln!(multiply_odd, "if (bitcast<u32>(p{four}.{lane}) != ABSENT) {{");
+            for (half, place) in places.iter().enumerate().take(halves) {
+                let add = format!("o{r}_{half} += p{four}.{lane} * v{half};\n");
+                multiply_values += &add;
+                multiply_odd += &add;
+                let _ = writeln!(declare_output, "    var o{r}_{half} = vec4<f32>();");
+                let _ = writeln!(shrink, "        o{r}_{half} *= factor[{row}];");
                 for (e, lane) in ["x", "y", "z", "w"].iter().enumerate() {
+                    let to = format!("{place} + {e}u");
                     let _ = writeln!(
                         write,
-                        "        if ({place} + {e}u < DIM_V) {{ arena[to + {place} + {e}u] = f * o{r}_{quarter}.{lane}; }}"
+                        "        if ({to} < DIM_V) {{ arena[to + {to}] = f * o{r}_{half}.{lane}; }}"
                     );
                 }
             }
+            multiply_odd += "}\n";
             write += "    }\n";
         }
         let score = |r: usize, c: usize| match columns {
@@ -223,6 +225,7 @@ impl Shape {
             .value("DECLARE_OUTPUT", declare_output)
             .value("SHRINK_OUTPUT", shrink)
             .value("MULTIPLY_VALUES", multiply_values)
+            .value("MULTIPLY_ODD_VALUES", multiply_odd)
             .value("WRITE_OUTPUT", write)
     }
 }

@@ -213,7 +213,7 @@ fn wide_product(a: u32, b: u32) -> vec2<u32> {
     let ah = a >> 16u;
     let bl = b & 0xffffu;
     let bh = b >> 16u;
-    let middle = al * bh + (al * bl >> 16u);
+    let middle = al * bh + ((al * bl) >> 16u);
     let other = ah * bl + (middle & 0xffffu);
     return vec2<u32>(a * b, ah * bh + (middle >> 16u) + (other >> 16u));
 }

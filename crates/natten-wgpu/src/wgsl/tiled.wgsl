@@ -16,6 +16,11 @@ var<workgroup> key_vector: array<u32, 32>;
 // Of a key's position beyond the window: one that no window has.
 var<workgroup> key_position: array<vec3<i32>, 32>;
 
+// Whether a value of this part is infinite or NaN: then pairs that are masked may not be multiplied with 0.
+var<workgroup> is_odd: atomic<u32>;
+// The weight of a pair that does not count: -0, which adds nothing and can be told from a weight that underflows.
+const ABSENT: u32 = 0x80000000u;
+
 // Loads 4 rows' elements of a dim.
 fn four_queries(group: u32, d: u32) -> vec4<f32> {
     if (d >= DIM) { return vec4<f32>(0.0); }
@@ -140,6 +145,7 @@ $DECLARE_OUTPUT$
         // A box that is clipped has cells without a key.
         let is_full = is_window && KEY_TILE.x * KEY_TILE.y * KEY_TILE.z == 32 && all(common_start <= start) && all(end <= common_end);
         workgroupBarrier();
+        if (lane == 0u) { atomicStore(&is_odd, 0u); }
         if (lane < 32u) {
             let i = i32(lane);
             let offset = vec3<i32>(i / (KEY_TILE.y * KEY_TILE.z), i / KEY_TILE.z % KEY_TILE.y, i % KEY_TILE.z);
@@ -192,7 +198,7 @@ $STORE_EDGE$
             for (var key = 0u; key < 32u; key++) {
                 let x = weights[key * 16u + cell][part];
                 // A NaN is no peak, and makes the sum NaN.
-                let weight = select(exp(x - highest), 0.0, x <= LOWEST);
+                let weight = select(exp(x - highest), bitcast<f32>(ABSENT | zero), x <= LOWEST);
                 weights[key * 16u + cell][part] = weight;
                 total += weight;
             }
@@ -203,11 +209,19 @@ $STORE_EDGE$
 $SHRINK_OUTPUT$
         for (var part = 0u; part < 32u; part += VALUE_KEYS) {
             for (var i = lane; i < 128u; i += $THREADS$u) {
-                others[i] = four_values(part + i / VALUE_QUARTERS, i % VALUE_QUARTERS);
+                let four = four_values(part + i / VALUE_QUARTERS, i % VALUE_QUARTERS);
+                if (!all(abs(four) <= vec4<f32>(-LOWEST))) { atomicStore(&is_odd, 1u); }
+                others[i] = four;
             }
             workgroupBarrier();
-            for (var key = 0u; key < VALUE_KEYS; key++) {
+            if (atomicLoad(&is_odd) == 0u) {
+                for (var key = 0u; key < VALUE_KEYS; key++) {
 $MULTIPLY_VALUES$
+                }
+            } else {
+                for (var key = 0u; key < VALUE_KEYS; key++) {
+$MULTIPLY_ODD_VALUES$
+                }
             }
             workgroupBarrier();
         }
