@@ -59,7 +59,12 @@ fn main() -> Result<()> {
     for (name, problem) in cases()?.iter().filter(|case| only.as_deref().is_none_or(|only| case.0 == only)) {
         for request in [OpRequest::forward(problem), OpRequest::backward(problem)] {
             match measure(&backend, problem, &request) {
-                Ok(rate) => println!("{name} {}: {:.3} Tflop/s, {:.1} % of the probe", request.op, rate / 1e12, 100.0 * rate / probe),
+                Ok(rate) => println!(
+                    "{name} {}: {:.3} Tflop/s, {:.1} % of the probe",
+                    request.op,
+                    rate / 1e12,
+                    100.0 * rate / probe
+                ),
                 Err(error) => println!("{name} {}: {error}", request.op),
             }
         }

@@ -107,7 +107,7 @@ impl Shape {
         let value_keys = 64 / self.column_groups;
         let of_values = KEYS / value_keys * (1 + 128usize.div_ceil(threads) + value_keys);
         let once = 16 * self.dims / threads;
-        (once + tiles * (1 + of_scores + 2 * KEYS + of_values)) as u64
+        (once + tiles * (1 + of_scores + 5 * 512 / threads + 2 * KEYS + of_values)) as u64
     }
 
     /// Declarations of the shape.
@@ -165,7 +165,10 @@ impl Shape {
             let (four, lane, row) = (r / 4, of_row(r), format!("row_group * 8u + {r}u"));
             let _ = writeln!(declare_scores, "        var s{r} = {ty}();");
             let _ = writeln!(multiply_scores, "s{r} += q{four}.{lane} * k;");
-            let _ = writeln!(write, "    if (row_vector[{row}] != 0xffffffffu) {{\n        let f = factor[{row}];");
+            let _ = writeln!(
+                write,
+                "    if (row_vector[{row}] != 0xffffffffu) {{\n        let f = factor[{row}];"
+            );
             let _ = writeln!(write, "        let to = TO_OUT + row_vector[{row}] * DIM_V;");
             let _ = writeln!(multiply_odd, "if (bitcast<u32>(p{four}.{lane}) != ABSENT) {{");
             for (half, place) in places.iter().enumerate().take(halves) {
@@ -189,29 +192,17 @@ impl Shape {
             1 => format!("s{r}"),
             _ => format!("s{r}.{}", of_row(c)),
         };
-        let store = |edit: &dyn Fn(usize, usize, &str) -> String| {
-            let mut text = String::new();
-            for c in 0..columns {
-                let _ = writeln!(text, "        {{\n            let key = column_group * {columns}u + {c}u;");
-                for half in 0..2 {
-                    let four: Vec<String> =
-                        (0..4).map(|r| edit(4 * half + r, c, &score(4 * half + r, c))).collect();
-                    let _ = writeln!(
-                        text,
-                        "            weights[key * 16u + row_group * 2u + {half}u] = vec4<f32>({});",
-                        four.join(", ")
-                    );
-                }
-                text += "        }\n";
+        let mut store = String::new();
+        for c in 0..columns {
+            for half in 0..2 {
+                let four: Vec<String> = (0..4).map(|r| score(4 * half + r, c)).collect();
+                let _ = writeln!(
+                    store,
+                    "        weights[(column_group * {columns}u + {c}u) * 16u + row_group * 2u + {half}u] = vec4<f32>({});",
+                    four.join(", ")
+                );
             }
-            text
-        };
-        let row = |r: usize| format!("row_group * 8u + {r}u");
-        let full = store(&|r, _, s| match has_program {
-            true => format!("modified(site_of_query(row_vector[{}]), key, {s})", row(r)),
-            false => s.to_owned(),
-        });
-        let edge = store(&|r, _, s| format!("seen({}, key, is_window, {s})", row(r)));
+        }
         Fill::default()
             .flag("RESIDENT", self.is_resident)
             .flag("PROGRAM", has_program)
@@ -220,8 +211,9 @@ impl Shape {
             .value("QUERY_CELLS", 16 * if self.is_resident { self.dims } else { self.chunk })
             .value("DECLARE_SCORES", declare_scores)
             .value("MULTIPLY_SCORES", multiply_scores)
-            .value("STORE_FULL", full)
-            .value("STORE_EDGE", edge)
+            .value("STORE_SCORES", store)
+            // Functions of the pair stand in one place: drivers write out every call.
+            .value("IS_EDITED", if has_program { "true" } else { "!is_full" })
             .value("DECLARE_OUTPUT", declare_output)
             .value("SHRINK_OUTPUT", shrink)
             .value("MULTIPLY_VALUES", multiply_values)

@@ -4,8 +4,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use natten::geometry::{Alignment, AxisParams, Neighborhood};
 use natten::program::Capture;
 use natten::{DType, Error, Op, OpRequest, PlanOptions, Problem, Result, Role};
@@ -108,7 +108,12 @@ pub(super) fn run(args: &WgslArgs) -> Result<()> {
     if !args.want.is_empty() {
         let roles = args.want.iter().map(|name| {
             problem.role(name).ok_or_else(|| {
-                Error::invalid("want", name, "the problem has no tensor of this name", "leave it out for all results")
+                Error::invalid(
+                    "want",
+                    name,
+                    "the problem has no tensor of this name",
+                    "leave it out for all results",
+                )
             })
         });
         request = request.wanting(roles.collect::<Result<Vec<_>>>()?);
@@ -158,7 +163,12 @@ fn problem(args: &WgslArgs) -> Result<Problem> {
 }
 
 /// The value of an axis, or the one that all share.
-fn of_axis<T: Copy + std::fmt::Debug>(name: &'static str, values: &[T], axis: usize, rank: usize) -> Result<T> {
+fn of_axis<T: Copy + std::fmt::Debug>(
+    name: &'static str,
+    values: &[T],
+    axis: usize,
+    rank: usize,
+) -> Result<T> {
     match values {
         [one] => Ok(*one),
         _ if values.len() == rank => Ok(values[axis]),

@@ -178,10 +178,16 @@ $MULTIPLY_SCORES$
             }
             workgroupBarrier();
         }
-        if (is_full) {
-$STORE_FULL$
-        } else {
-$STORE_EDGE$
+$STORE_SCORES$
+        workgroupBarrier();
+        if ($IS_EDITED$) {
+            for (var cell = lane; cell < 512u; cell += $THREADS$u) {
+                var four = weights[cell];
+                for (var r = 0u; r < 4u; r++) {
+                    four[r] = seen(4u * (cell % 16u) + r, cell / 16u, is_window, four[r]);
+                }
+                weights[cell] = four;
+            }
         }
         workgroupBarrier();
 
