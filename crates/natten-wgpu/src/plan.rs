@@ -192,7 +192,7 @@ impl Plan for WgpuPlan {
             ));
         }
         let roles = self.sequence.tensors.iter().map(|spec| spec.role);
-        let outputs = bindings.outputs.iter().map(|tensor| &*tensor);
+        let outputs = bindings.outputs.iter();
         let tensors: BTreeMap<Role, &Tensor> =
             roles.zip(bindings.inputs.iter().copied().chain(outputs)).collect();
         self.write_parameters(memory, &tensors)?;

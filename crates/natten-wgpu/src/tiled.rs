@@ -50,8 +50,8 @@ impl Shape {
         let widest = problem.head_dim_v();
         let column_groups = match widest {
             ..=64 => 8,
-            ..=128 => 16,
-            ..=256 => 32,
+            65..=128 => 16,
+            129..=256 => 32,
             _ => return None,
         };
         let threads = 8 * column_groups as u32;

@@ -1,6 +1,8 @@
 //! The conformance suite on the adapter that `NATTEN_WGPU_ADAPTER` names, or the best one. Where there is none, the tests
 //! say so; `NATTEN_REQUIRE=wgpu` makes that a failure. `NATTEN_WGPU_CASES` runs the cases whose names contain it.
 
+#![allow(clippy::print_stderr, reason = "what ran where is worth knowing, and what was left out")]
+
 use natten_conformance::{Options, run_all};
 use natten_core::Backend;
 use natten_wgpu::{Options as Choice, WgpuBackend};

@@ -203,8 +203,8 @@ $STORE_SCORES$
             total *= shrink;
             for (var key = 0u; key < 32u; key++) {
                 let x = weights[key * 16u + cell][part];
-                // A NaN is no peak, and makes the sum NaN.
-                let weight = select(exp(x - highest), bitcast<f32>(ABSENT | zero), x <= LOWEST);
+                // A NaN is no peak, and makes the sum NaN. A score of -inf has a weight, which is 0.
+                let weight = select(exp(x - highest), bitcast<f32>(ABSENT | zero), x == LOWEST);
                 weights[key * 16u + cell][part] = weight;
                 total += weight;
             }
