@@ -1,0 +1,29 @@
+//! Simulates the kernels of the figures in `docs/neuron.md` and prints their reports.
+
+use natten_core::geometry::{AxisParams, Neighborhood};
+use natten_core::{DType, OpRequest, PlanOptions, Problem, Backend};
+use natten_neuron::{NeuronBackend, NeuronPlan};
+
+#[allow(clippy::print_stdout, reason = "it is what the example is for")]
+fn main() -> natten_core::Result<()> {
+    let full = |len| Neighborhood::full(len, len, None);
+    let cases = [
+        ("full attention S 4096 D 64 bf16", full(4096)?, 64),
+        ("full attention S 4096 D 128 bf16", full(4096)?, 128),
+        ("NA 1-D S 4096 D 64 window 129", Neighborhood::new(&[AxisParams::new(4096, 129)])?, 64),
+        ("NA 2-D 64x64 D 64 window 13x13", Neighborhood::new(&[AxisParams::new(64, 13); 2])?, 64),
+    ];
+    let backend = NeuronBackend::default();
+    for (name, neighborhood, dim) in cases {
+        let problem = Problem::builder(neighborhood, DType::Bf16).head_dim(dim).build()?;
+        let request = OpRequest::forward(&problem);
+        let plan = pollster::block_on(backend.plan(&problem, &request, &PlanOptions::default()))?;
+        println!("{name}");
+        if let Some(plan) = plan.as_any().downcast_ref::<NeuronPlan>() {
+            for kernel in plan.kernels() {
+                println!("{}\n", kernel.report);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,9 @@
+//! From problems to kernels.
+
+pub mod builder;
+pub mod constants;
+pub mod launch;
+pub mod layout;
+pub mod reroll;
+pub mod softmax;
+pub mod windows;

@@ -1,0 +1,232 @@
+//! A plan: kernels, lowered, verified, placed and timed; a run simulates them one after the other.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use natten_core::{
+    Bindings, Cost, DeviceInfo, Error, Op, OpRequest, Plan, PlanOptions, PlanReport, Problem, Queue, Result,
+    Role, Submission, Tensor, TensorSpec, Workspace,
+};
+
+use crate::NAME;
+use crate::allocate::{Allocation, allocate};
+use crate::dtype::Dtype;
+use crate::lower::launch::{Launch, Sink, Source};
+use crate::lower::softmax::{self, Masks};
+use crate::lower::windows::Windows;
+use crate::sim::compute;
+use crate::sim::report::Report;
+use crate::sim::time::time;
+use crate::target::Target;
+use crate::verify::verify;
+
+/// A kernel that keeps the rules, with its place in memory and its time.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The kernel and what it is launched with.
+    pub launch: Launch,
+    /// Where its tensors lie.
+    pub allocation: Allocation,
+    /// Its time.
+    pub report: Report,
+}
+
+impl Compiled {
+    /// Verifies, places and times a kernel.
+    ///
+    /// # Errors
+    /// [`Error::Compile`] with the words of AWS's tools.
+    pub fn new(launch: Launch, target: &Target) -> Result<Self> {
+        verify(&launch.kernel, target)?;
+        let allocation = allocate(&launch.kernel, target)?;
+        let report = time(&launch.kernel, target, &allocation);
+        Ok(Self { launch, allocation, report })
+    }
+}
+
+/// A prepared operation.
+#[derive(Debug)]
+pub struct NeuronPlan {
+    problem: Problem,
+    request: OpRequest,
+    tensors: Vec<TensorSpec>,
+    report: PlanReport,
+    target: Target,
+    kernels: Vec<Compiled>,
+    /// The kernels for inputs that are not all finite, made when such come.
+    exact: OnceLock<Vec<Launch>>,
+}
+
+impl NeuronPlan {
+    /// Whether there is a lowering.
+    pub(crate) fn supports(problem: &Problem, request: &OpRequest) -> Result<()> {
+        problem.tensors(request)?;
+        if Dtype::of(problem.dtype()).is_none() {
+            let what = format!("dtype {}", problem.dtype());
+            return Err(Error::unsupported(NAME, what, "the engines compute in f32; use f32, f16 or bf16"));
+        }
+        if request.op != Op::Forward {
+            return Err(Error::unsupported(NAME, request.op.name(), "there is no lowering of it"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn new(
+        problem: &Problem,
+        request: &OpRequest,
+        options: &PlanOptions,
+        target: &Target,
+        device: &DeviceInfo,
+    ) -> Result<Self> {
+        Self::supports(problem, request)?;
+        let windows = Windows::new(problem, options)?;
+        let dtype = Dtype::of(problem.dtype()).unwrap_or(Dtype::F32);
+        let launches = vec![softmax::lower(problem, request, &windows, Masks::BiasMatmul, dtype)];
+        let kernels: Vec<Compiled> =
+            launches.into_iter().map(|launch| Compiled::new(launch, target)).collect::<Result<_>>()?;
+        let coverage = windows.coverage();
+        let mut cost = Cost::of(problem, request, &coverage, device);
+        let nanoseconds: f64 = kernels.iter().map(|kernel| kernel.report.nanoseconds).sum();
+        cost.seconds = Some(nanoseconds * 1e-9);
+        let (query, key) = windows.shapes();
+        let config = vec![
+            ("target".to_owned(), target.name.to_owned()),
+            ("query tile".to_owned(), format!("{query:?}")),
+            ("key chunk".to_owned(), format!("{key:?}")),
+        ];
+        Ok(Self {
+            tensors: problem.tensors(request)?,
+            report: PlanReport::new(NAME, config, coverage, cost, 0),
+            problem: problem.clone(),
+            request: *request,
+            target: target.clone(),
+            kernels,
+            exact: OnceLock::new(),
+        })
+    }
+
+    /// The kernels.
+    pub fn kernels(&self) -> &[Compiled] {
+        &self.kernels
+    }
+
+    fn exact(&self) -> Vec<Launch> {
+        let _ = (&self.problem, &self.request);
+        self.exact.get_or_init(Vec::new).clone()
+    }
+}
+
+impl Plan for NeuronPlan {
+    fn tensors(&self) -> &[TensorSpec] {
+        &self.tensors
+    }
+
+    fn report(&self) -> &PlanReport {
+        &self.report
+    }
+
+    fn new_workspace(&self) -> Result<Workspace> {
+        Ok(Workspace::new(0, ()))
+    }
+
+    /// Simulates, and allocates what it simulates: SBUF, PSUM and the HBM of the kernels.
+    fn run(
+        &self,
+        _queue: &dyn Queue,
+        bindings: Bindings<'_>,
+        _workspace: &mut Workspace,
+    ) -> Result<Submission> {
+        bindings.check(&self.tensors)?;
+        let start = Instant::now();
+        let mut inputs = BTreeMap::new();
+        let specs = self.tensors.iter().filter(|spec| !spec.is_output);
+        for (spec, tensor) in specs.zip(bindings.inputs) {
+            let numbers: Vec<f32> = tensor.to_host()?.to_f64().into_iter().map(|x| x as f32).collect();
+            inputs.insert(spec.role, numbers);
+        }
+        let is_finite = inputs.values().flatten().all(|x| x.is_finite());
+        let launches: Vec<Launch> = match is_finite {
+            true => self.kernels.iter().map(|kernel| kernel.launch.clone()).collect(),
+            false => self.exact(),
+        };
+        let mut results = run_launches(&launches, &self.target, &inputs)?;
+        let specs = self.tensors.iter().filter(|spec| spec.is_output);
+        for (spec, tensor) in specs.zip(bindings.outputs) {
+            let numbers = results.remove(&spec.role).unwrap_or_else(|| vec![0.0; spec.len()]);
+            write(tensor, &numbers, spec)?;
+        }
+        let mut submission = Submission::done(start.elapsed());
+        let nanoseconds: f64 = self.kernels.iter().map(|kernel| kernel.report.nanoseconds).sum();
+        submission.simulated = Some(Duration::from_nanos(nanoseconds as u64));
+        Ok(submission)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// Runs kernels one after the other, and gives every bound result.
+fn run_launches(
+    launches: &[Launch],
+    target: &Target,
+    inputs: &BTreeMap<Role, Vec<f32>>,
+) -> Result<BTreeMap<Role, Vec<f32>>> {
+    let missing = |role: Role| Error::Device { backend: NAME.into(), message: format!("no input {role}") };
+    let mut kept: Vec<Vec<Vec<f32>>> = Vec::new();
+    let mut results: BTreeMap<Role, Vec<f32>> = BTreeMap::new();
+    for launch in launches {
+        let sources = launch.sources.iter().map(|source| {
+            Ok(match source {
+                Source::Role(role) => inputs.get(role).ok_or_else(|| missing(*role))?.clone(),
+                Source::Constant(numbers) => numbers.to_vec(),
+                Source::Gather(role, places) => {
+                    let numbers = inputs.get(role).ok_or_else(|| missing(*role))?;
+                    places.iter().map(|&at| numbers.get(at as usize).copied().unwrap_or(0.0)).collect()
+                }
+                Source::Result(kernel, output) => kept[*kernel][*output].clone(),
+            })
+        });
+        let outputs = compute::run(&launch.kernel, target, &sources.collect::<Result<Vec<_>>>()?)?;
+        for (sink, numbers) in launch.sinks.iter().zip(&outputs) {
+            match sink {
+                Sink::Role(role) => {
+                    results.insert(*role, numbers.clone());
+                }
+                Sink::Scatter(role, places) => {
+                    let len = places.iter().filter(|&&at| at != u32::MAX).max().map_or(0, |&at| at as usize + 1);
+                    let sums = results.entry(*role).or_default();
+                    if sums.len() < len {
+                        sums.resize(len, 0.0);
+                    }
+                    for (&at, x) in places.iter().zip(numbers) {
+                        if at != u32::MAX {
+                            sums[at as usize] += x;
+                        }
+                    }
+                }
+                Sink::Kept => {}
+            }
+        }
+        kept.push(outputs);
+    }
+    Ok(results)
+}
+
+fn write(tensor: &mut Tensor, numbers: &[f32], spec: &TensorSpec) -> Result<()> {
+    let places: Vec<usize> = (0..tensor.len()).map(|index| tensor.element(index)).collect();
+    let mut slice = tensor.storage_mut().and_then(|storage| storage.host_mut()).ok_or_else(|| {
+        Error::invalid(
+            spec.name.clone(),
+            "shared or not in host memory",
+            "an output must be the only tensor of its host storage",
+            "use the tensor that Backend::empty made",
+        )
+    })?;
+    for (index, place) in places.into_iter().enumerate() {
+        slice.set(place, f64::from(numbers.get(index).copied().unwrap_or(0.0)));
+    }
+    Ok(())
+}
