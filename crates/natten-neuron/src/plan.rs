@@ -13,7 +13,9 @@ use natten_core::{
 use crate::NAME;
 use crate::allocate::{Allocation, allocate};
 use crate::dtype::Dtype;
+use crate::ir::MOVING_MAX;
 use crate::lower::launch::{Launch, Sink, Source};
+use crate::lower::program;
 use crate::lower::softmax::{self, Masks};
 use crate::lower::windows::Windows;
 use crate::sim::compute;
@@ -67,10 +69,22 @@ impl NeuronPlan {
             let what = format!("dtype {}", problem.dtype());
             return Err(Error::unsupported(NAME, what, "the engines compute in f32; use f32, f16 or bf16"));
         }
-        if request.op != Op::Forward {
-            return Err(Error::unsupported(NAME, request.op.name(), "there is no lowering of it"));
+        if !matches!(request.op, Op::Forward | Op::ForwardJvp | Op::Backward) {
+            let why = "there is no lowering of it; forward, jvp and backward have one";
+            return Err(Error::unsupported(NAME, request.op.name(), why));
         }
-        Ok(())
+        if problem.program().decay().is_some() {
+            return Err(Error::unsupported(NAME, "linear attention", "there is no lowering of recurrences"));
+        }
+        if problem.program().mods() != [None; 3] {
+            let why = "apply query_mod, key_mod and value_mod before the call";
+            return Err(Error::unsupported(NAME, "functions of vectors", why));
+        }
+        if problem.head_dim().max(problem.head_dim_v()) > MOVING_MAX {
+            let what = format!("head dims {} and {}", problem.head_dim(), problem.head_dim_v());
+            return Err(Error::unsupported(NAME, what, "a PSUM bank holds 512 numbers"));
+        }
+        program::supports(problem, request)
     }
 
     pub(crate) fn new(
@@ -83,9 +97,19 @@ impl NeuronPlan {
         Self::supports(problem, request)?;
         let windows = Windows::new(problem, options)?;
         let dtype = Dtype::of(problem.dtype()).unwrap_or(Dtype::F32);
-        let launches = vec![softmax::lower(problem, request, &windows, Masks::BiasMatmul, dtype)];
-        let kernels: Vec<Compiled> =
-            launches.into_iter().map(|launch| Compiled::new(launch, target)).collect::<Result<_>>()?;
+        let is_empty = problem.batch() == 0;
+        let fast = (!is_empty && request.op == Op::Forward && softmax::suits(problem, &windows))
+            .then(|| softmax::lower(problem, request, &windows, Masks::BiasMatmul, dtype))
+            .and_then(|launch| Compiled::new(launch, target).ok());
+        let kernels: Vec<Compiled> = match fast {
+            Some(kernel) => vec![kernel],
+            // Nothing to do: what has no batch axis is zero.
+            None if is_empty => Vec::new(),
+            None => program::lower(problem, request, &windows, &windows, dtype, false)?
+                .into_iter()
+                .map(|launch| Compiled::new(launch, target))
+                .collect::<Result<_>>()?,
+        };
         let coverage = windows.coverage();
         let mut cost = Cost::of(problem, request, &coverage, device);
         let nanoseconds: f64 = kernels.iter().map(|kernel| kernel.report.nanoseconds).sum();
@@ -112,9 +136,15 @@ impl NeuronPlan {
         &self.kernels
     }
 
-    fn exact(&self) -> Vec<Launch> {
-        let _ = (&self.problem, &self.request);
-        self.exact.get_or_init(Vec::new).clone()
+    fn exact(&self) -> Result<&[Launch]> {
+        if let Some(launches) = self.exact.get() {
+            return Ok(launches);
+        }
+        let windows = Windows::exact(&self.problem);
+        let of_keys = Windows::exact_of_keys(&self.problem);
+        let dtype = Dtype::of(self.problem.dtype()).unwrap_or(Dtype::F32);
+        let launches = program::lower(&self.problem, &self.request, &windows, &of_keys, dtype, true)?;
+        Ok(self.exact.get_or_init(|| launches))
     }
 }
 
@@ -146,10 +176,12 @@ impl Plan for NeuronPlan {
             let numbers: Vec<f32> = tensor.to_host()?.to_f64().into_iter().map(|x| x as f32).collect();
             inputs.insert(spec.role, numbers);
         }
-        let is_finite = inputs.values().flatten().all(|x| x.is_finite());
-        let launches: Vec<Launch> = match is_finite {
-            true => self.kernels.iter().map(|kernel| kernel.launch.clone()).collect(),
-            false => self.exact(),
+        let is_finite = inputs.iter().all(|(&role, numbers)| {
+            !program::is_product_input(role) || numbers.iter().all(|x| x.is_finite())
+        });
+        let launches: Vec<&Launch> = match is_finite {
+            true => self.kernels.iter().map(|kernel| &kernel.launch).collect(),
+            false => self.exact()?.iter().collect(),
         };
         let mut results = run_launches(&launches, &self.target, &inputs)?;
         let specs = self.tensors.iter().filter(|spec| spec.is_output);
@@ -170,7 +202,7 @@ impl Plan for NeuronPlan {
 
 /// Runs kernels one after the other, and gives every bound result.
 fn run_launches(
-    launches: &[Launch],
+    launches: &[&Launch],
     target: &Target,
     inputs: &BTreeMap<Role, Vec<f32>>,
 ) -> Result<BTreeMap<Role, Vec<f32>>> {
@@ -197,15 +229,13 @@ fn run_launches(
                 }
                 Sink::Scatter(role, places) => {
                     let len = places.iter().filter(|&&at| at != u32::MAX).max().map_or(0, |&at| at as usize + 1);
-                    let sums = results.entry(*role).or_default();
-                    if sums.len() < len {
-                        sums.resize(len, 0.0);
-                    }
-                    for (&at, x) in places.iter().zip(numbers) {
-                        if at != u32::MAX {
-                            sums[at as usize] += x;
+                    let mut sums = vec![0.0_f64; len];
+                    for (&at, &x) in places.iter().zip(numbers) {
+                        if let Some(sum) = sums.get_mut(at as usize) {
+                            *sum += f64::from(x);
                         }
                     }
+                    results.insert(*role, sums.into_iter().map(|sum| sum as f32).collect());
                 }
                 Sink::Kept => {}
             }

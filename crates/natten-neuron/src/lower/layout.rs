@@ -71,6 +71,11 @@ impl Layout {
         }
     }
 
+    /// Numbers of rows, `[batch, queries…, heads, len]`.
+    pub fn rows(problem: &Problem, len: usize) -> Self {
+        Self { dim: len, ..Self::of(problem, Role::Logsumexp) }
+    }
+
     /// Tokens of a batch entry.
     pub const fn tokens(&self) -> usize {
         self.tokens

@@ -7,3 +7,4 @@ pub mod layout;
 pub mod reroll;
 pub mod softmax;
 pub mod windows;
+pub mod program;

@@ -114,10 +114,19 @@ impl Windows {
         Ok(Self { tiles, neighborhood: neighborhood.clone(), additional: problem.additional_tokens() })
     }
 
-    /// Tiles of one query, whose keys are then its window and nothing else; and of one key the same.
+    /// Tiles of one query, whose keys are then its window and nothing else.
     pub fn exact(problem: &Problem) -> Self {
         let neighborhood = problem.neighborhood();
         let tiles = Tiles::new(neighborhood, [1; 3], chunk_of(neighborhood, [1; 3]));
+        Self { tiles, neighborhood: neighborhood.clone(), additional: problem.additional_tokens() }
+    }
+
+    /// Tiles of one key, and of queries that all see it.
+    pub fn exact_of_keys(problem: &Problem) -> Self {
+        let neighborhood = problem.neighborhood();
+        let lens = neighborhood.axes().map(|axis| axis.query_group_len(0).max(1));
+        let row = [1, 1, lens[2].min(PARTITIONS)];
+        let tiles = Tiles::new(neighborhood, row, [1; 3]);
         Self { tiles, neighborhood: neighborhood.clone(), additional: problem.additional_tokens() }
     }
 
