@@ -10,6 +10,7 @@ pub mod error;
 pub mod ir;
 pub mod lower;
 mod plan;
+pub mod print;
 pub mod sim;
 pub mod target;
 pub mod verify;

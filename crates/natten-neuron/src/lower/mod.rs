@@ -8,3 +8,4 @@ pub mod reroll;
 pub mod softmax;
 pub mod windows;
 pub mod program;
+pub mod sd;

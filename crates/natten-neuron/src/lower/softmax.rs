@@ -27,6 +27,29 @@ use crate::ir::{Alu, Engine, Function, MOVING_MAX, Op, Operand, PARTITIONS, Spac
 const HIDDEN: f32 = -1e30;
 /// The most columns of a strip.
 pub const MAX_STRIP: usize = 8192;
+/// What the planner chooses among.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// How masks get onto the scores.
+    pub masks: Masks,
+    /// Steps between the scores of a tile and its weights.
+    pub lag: usize,
+    /// Steps between the weights of a tile and their products with the values.
+    pub delay: usize,
+}
+
+impl Choice {
+    /// What is tried. The first is right for most.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let masks = Masks::ALL.into_iter();
+        masks.flat_map(|masks| [(2, 3), (1, 2), (2, 4)].map(|(lag, delay)| Self { masks, lag, delay }))
+    }
+}
+
+/// Transposed weights that wait for their products: one more than the largest delay.
+const MOVED: usize = 5;
+/// The longest strip that there are four of; of longer ones there are two.
+const SHORT_STRIP: usize = 2048;
 /// Columns that are transposed and moved out at a time.
 const TRANSPOSED: usize = 512;
 
@@ -79,6 +102,10 @@ struct Tile {
     blocks: Vec<Block>,
     number: usize,
     head_number: usize,
+    /// Chunks with their columns in the strip, in sets that are transposed into one bank: of equal length.
+    sets: Vec<Vec<(usize, Tokens)>>,
+    /// The number of the first set among those of all tiles.
+    first_set: usize,
 }
 
 impl Tile {
@@ -90,29 +117,85 @@ impl Tile {
         columns_of(&self.blocks)
     }
 
-    /// Chunks with their columns in the strip, in sets that are transposed into one bank: of equal length.
-    fn sets(&self) -> Vec<Vec<(usize, Tokens)>> {
-        let mut sets: Vec<Vec<(usize, Tokens)>> = Vec::new();
-        let mut column = 0;
-        for chunk in self.blocks.iter().flat_map(|block| &block.chunks) {
-            match sets.last_mut() {
-                Some(set)
-                    if set[0].1.len() == chunk.len() && (set.len() + 1) * self.rows() <= TRANSPOSED =>
-                {
-                    set.push((column, *chunk));
-                }
-                _ => sets.push(vec![(column, *chunk)]),
-            }
-            column += chunk.len();
-        }
-        sets
+    /// The first column of a block.
+    fn column(&self, block: usize) -> usize {
+        columns_of(&self.blocks[..block])
     }
+}
+
+/// The sets of a tile.
+fn sets(rows: usize, blocks: &[Block]) -> Vec<Vec<(usize, Tokens)>> {
+    let mut sets: Vec<Vec<(usize, Tokens)>> = Vec::new();
+    let mut column = 0;
+    for chunk in blocks.iter().flat_map(|block| &block.chunks) {
+        match sets.last_mut() {
+            Some(set) if set[0].1.len() == chunk.len() && (set.len() + 1) * rows <= TRANSPOSED => {
+                set.push((column, *chunk));
+            }
+            _ => sets.push(vec![(column, *chunk)]),
+        }
+        column += chunk.len();
+    }
+    sets
+}
+
+/// What a step of the pipeline does to a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Write,
+    Score,
+    Weigh,
+    Transpose,
+    Multiply,
+}
+
+/// The steps of all tiles in the order of their instructions, each with the tile whose scores are computed then. `turns`
+/// tiles have buffers of their own.
+///
+/// A tile takes as many steps as it has blocks or sets. Weights come `lag` steps after the last score, so that scores
+/// are always ahead and the vector engine has its turn at PSUM while the scalar engine takes exponentials. Transposes
+/// follow a step behind; products some more, lest the next scores wait on the tensor engine for weights on their way. Where tiles differ in length, a tile waits until the one whose buffers
+/// it takes has been read.
+fn steps(tiles: &[Tile], turns: usize, choice: Choice) -> Vec<(usize, Stage, usize, usize)> {
+    let widths = |tile: &Tile| tile.blocks.iter().map(Block::len).collect::<Vec<_>>();
+    let mut steps = Vec::new();
+    // Of every tile: its first score, its first weight, its length.
+    let mut times: Vec<(usize, usize, usize)> = Vec::new();
+    for (at, tile) in tiles.iter().enumerate() {
+        let length = tile.blocks.len().max(tile.sets.len());
+        let (mut base, mut later) = (0, 0);
+        if let Some(&(first, weights, len)) = times.last() {
+            base = first + len;
+            later = weights + len;
+        }
+        if let Some(before) = at.checked_sub(turns) {
+            let (_, weights, len) = times[before];
+            let same = widths(&tiles[before]) == widths(tile);
+            base = base.max(weights + if same { 1 } else { len }).max((weights + len + 1).saturating_sub(length));
+            later = later.max(weights + len + choice.delay);
+        }
+        later = later.max(base + length + choice.lag);
+        times.push((base, later, length));
+        steps.extend((0..tile.blocks.len()).map(|part| (base + part, Stage::Score, at, part)));
+        steps.extend((0..tile.blocks.len()).map(|part| (later + part, Stage::Weigh, at, part)));
+        steps.extend((0..tile.sets.len()).map(|part| (later + part + 1, Stage::Transpose, at, part)));
+        steps.extend((0..tile.sets.len()).map(|part| (later + part + choice.delay, Stage::Multiply, at, part)));
+        steps.push((later + length + choice.delay, Stage::Write, at, 0));
+    }
+    steps.sort_unstable();
+    steps
+        .into_iter()
+        .map(|(time, stage, tile, part)| {
+            let group = times.partition_point(|&(base, ..)| base <= time) - 1;
+            (group, stage, tile, part)
+        })
+        .collect()
 }
 
 struct Lowering<'a> {
     problem: &'a Problem,
     windows: &'a Windows,
-    masks: Masks,
+    choice: Choice,
     wants: OpRequest,
     b: Builder,
     inputs: [TensorId; 3],
@@ -138,11 +221,13 @@ struct Lowering<'a> {
     transposes: [TensorId; 2],
     transposed: usize,
     outputs: [TensorId; 2],
-    strips: [TensorId; 2],
-    weights: [TensorId; 2],
-    moved: [TensorId; 2],
+    strips: Vec<TensorId>,
+    weights: Vec<TensorId>,
+    moved: [TensorId; MOVED],
     results: [TensorId; 2],
-    rows: [Rows; 2],
+    rows: Vec<Rows>,
+    /// Tiles at work at a time.
+    turns: usize,
 }
 
 /// Numbers of the rows of a tile.
@@ -157,19 +242,23 @@ struct Rows {
 }
 
 /// Lowers a problem that [`suits`].
-pub fn lower(problem: &Problem, request: &OpRequest, windows: &Windows, masks: Masks, dtype: Dtype) -> Launch {
+pub fn lower(problem: &Problem, request: &OpRequest, windows: &Windows, choice: Choice, dtype: Dtype) -> Launch {
     let mut tiles = Vec::new();
-    let mut head_number = 0;
+    let (mut head_number, mut first_set) = (0, 0);
     for batch in 0..problem.batch() {
         for head in 0..problem.heads() {
             for queries in windows.query_boxes() {
                 let blocks = windows.blocks(&queries, MOVING_MAX);
-                tiles.push(Tile { batch, head, queries, blocks, number: tiles.len(), head_number });
+                let sets = sets(queries.volume(), &blocks);
+                let number = tiles.len();
+                let count = sets.len();
+                tiles.push(Tile { batch, head, queries, blocks, number, head_number, sets, first_set });
+                first_set += count;
             }
             head_number += 1;
         }
     }
-    let mut lowering = Lowering::new(problem, request, windows, masks, dtype, &tiles);
+    let mut lowering = Lowering::new(problem, request, windows, choice, dtype, &tiles);
     let body = lowering.all(&tiles);
     lowering.finish(body)
 }
@@ -179,7 +268,7 @@ impl<'a> Lowering<'a> {
         problem: &'a Problem,
         request: &OpRequest,
         windows: &'a Windows,
-        masks: Masks,
+        choice: Choice,
         dtype: Dtype,
         tiles: &[Tile],
     ) -> Self {
@@ -216,12 +305,13 @@ impl<'a> Lowering<'a> {
         let chunks = tiles.iter().flat_map(|tile| tile.blocks.iter().map(|block| block.chunks.len())).sum::<usize>();
         // Two tiles' worth, or all of a head's where that is less.
         let per_tile = tiles.iter().map(|tile| tile.blocks.iter().map(|x| x.chunks.len()).sum::<usize>()).max();
-        let slots = (3 * per_tile.unwrap_or(1)).clamp(8, 64).min(chunks.max(1));
-        let mask_slots = (3 * blocks).clamp(4, 24);
-        let pair = |b: &mut Builder, name: &str, shape: &[usize], dtype| {
-            [0, 1].map(|turn| b.sbuf(format!("{name}{turn}"), shape, dtype))
+        let slots = (6 * per_tile.unwrap_or(1)).clamp(8, 64).min(chunks.max(1));
+        let mask_slots = 32;
+        let buffers = if strip <= SHORT_STRIP { 4 } else { 2 };
+        let many = |b: &mut Builder, name: &str, columns: usize, dtype| -> Vec<TensorId> {
+            (0..buffers).map(|turn| b.sbuf(format!("{name}{turn}"), &[PARTITIONS, columns], dtype)).collect()
         };
-        let rows = [0, 1].map(|turn| {
+        let rows = (0..buffers).map(|turn| {
             let mut row = |name: &str, columns| b.sbuf(format!("{name}{turn}"), &[PARTITIONS, columns], Dtype::F32);
             Rows {
                 maxima: row("m_part", blocks),
@@ -232,6 +322,7 @@ impl<'a> Lowering<'a> {
                 log: row("lse", 1),
             }
         });
+        let rows = rows.collect();
         Self {
             dims,
             identity: b.sbuf("identity", &[PARTITIONS, PARTITIONS], Dtype::Bf16),
@@ -248,14 +339,15 @@ impl<'a> Lowering<'a> {
             transposes: [0, 1].map(|turn| b.psum(format!("t{turn}"), &[PARTITIONS, TRANSPOSED])),
             transposed: 0,
             outputs: [0, 1].map(|turn| b.psum(format!("o_psum{turn}"), &[PARTITIONS, dim_v])),
-            strips: pair(&mut b, "strip", &[PARTITIONS, strip], Dtype::F32),
-            weights: pair(&mut b, "p", &[PARTITIONS, strip], dtype),
-            moved: pair(&mut b, "p_t", &[PARTITIONS, TRANSPOSED], dtype),
-            results: pair(&mut b, "o_sb", &[PARTITIONS, dim_v], dtype),
+            strips: many(&mut b, "strip", strip, Dtype::F32),
+            weights: many(&mut b, "p", strip, dtype),
+            moved: std::array::from_fn(|turn| b.sbuf(format!("p_t{turn}"), &[PARTITIONS, TRANSPOSED], dtype)),
+            results: [0, 1].map(|turn| b.sbuf(format!("o_sb{turn}"), &[PARTITIONS, dim_v], dtype)),
             rows,
+            turns: buffers,
             problem,
             windows,
-            masks,
+            choice,
             wants: *request,
             inputs,
             layouts,
@@ -278,34 +370,21 @@ impl<'a> Lowering<'a> {
             self.b.dma(dst, src);
             body.extend(self.b.take_body());
         }
-        let mut groups = Vec::new();
-        let mut scores = tiles.first().map_or_else(Vec::new, |tile| self.score(tile));
-        groups.push(scores.drain(..).flatten().collect());
-        for (at, tile) in tiles.iter().enumerate() {
-            let next = tiles.get(at + 1).map_or_else(Vec::new, |next| self.score(next));
-            let (weights, transposes, products) = (self.weigh(tile), self.transpose(tile), self.multiply(tile));
-            let finish = self.write(tile);
-            // Two exponentials ahead of the transposes, and one set ahead of the products.
-            let mut group = Vec::new();
-            let steps = next.len().max(weights.len() + 2).max(transposes.len() + 2);
-            let mut parts = [next, weights, transposes, products].map(Vec::into_iter);
-            for step in 0..steps {
-                for (part, delay) in [(0, 0), (1, 0), (2, 1), (3, 2)] {
-                    if step >= delay {
-                        group.extend(parts[part].next().into_iter().flatten());
-                    }
-                }
+        let mut groups: Vec<Vec<Stmt>> = Vec::new();
+        for (group, stage, tile, part) in steps(tiles, self.turns, self.choice) {
+            let tile = &tiles[tile];
+            match stage {
+                Stage::Score => self.score(tile, part),
+                Stage::Weigh => self.weigh(tile, part),
+                Stage::Transpose => self.transpose(tile, part),
+                Stage::Multiply => self.multiply(tile, part),
+                Stage::Write => self.write(tile),
             }
-            group.extend(parts.into_iter().flatten().flatten());
-            group.extend(finish);
-            groups.push(group);
+            groups.resize_with(groups.len().max(group + 1), Vec::new);
+            groups[group].extend(self.b.take_body());
         }
         body.extend(reroll(groups, 0, &[1, 2, 4]));
         body
-    }
-
-    fn unit(&mut self) -> Vec<Stmt> {
-        self.b.take_body()
     }
 
     /// Makes sure that a run of tokens is there, transposed; 0 for queries, 1 for keys.
@@ -330,10 +409,12 @@ impl<'a> Lowering<'a> {
         let slot = self.staged % 3 * 4 * dim;
         self.staged += 1;
         let whole = count / PARTITIONS;
+        // A partition takes tokens that are neighbours: longer runs of bytes, fewer descriptors. Piece j of the
+        // transposes then has the tokens p * whole + j.
         if whole > 0 {
             let (first, pairs) = layout.vectors(batch, head, &Tokens::Range(start, PARTITIONS), 0, dim);
             let pitch = pairs[0].0;
-            let src = vec![(pitch, PARTITIONS), (pitch * PARTITIONS, whole), (1, dim)];
+            let src = vec![(pitch * whole, PARTITIONS), (pitch, whole), (1, dim)];
             let src = self.b.pattern(self.inputs[which], 1, first, src);
             let dst = self.b.at(self.staging, PARTITIONS, slot, whole * dim);
             self.b.dma(dst, src);
@@ -357,8 +438,16 @@ impl<'a> Lowering<'a> {
                 self.b.transpose(dst, data);
             }
             let to = self.resident[which][turn * self.dims.len() + chunk];
-            let (dst, src) = (self.b.at(to, len, start, count), self.b.at(psum, len, 0, count));
-            self.b.copy(engine, dst, src);
+            if whole > 0 {
+                let dst = self.b.pattern(to, len, start, vec![(1, whole), (whole, PARTITIONS)]);
+                let src = self.b.at(psum, len, 0, whole * PARTITIONS);
+                self.b.copy(engine, dst, src);
+            }
+            if ragged > 0 {
+                let at = whole * PARTITIONS;
+                let (dst, src) = (self.b.at(to, len, start + at, ragged), self.b.at(psum, len, at, ragged));
+                self.b.copy(engine, dst, src);
+            }
         }
     }
 
@@ -383,84 +472,127 @@ impl<'a> Lowering<'a> {
         self.b.pattern(tensor, self.dims[chunk].1, first, pairs)
     }
 
-    /// The scores of a tile, block by block, and their maxima.
-    fn score(&mut self, tile: &Tile) -> Vec<Vec<Stmt>> {
-        let (rows, turn) = (tile.rows(), tile.number % 2);
+    /// The scores of a block of a tile, and their maxima; behind the last block those of the tile.
+    fn score(&mut self, tile: &Tile, number: usize) {
+        let (rows, turn) = (tile.rows(), tile.number % self.turns);
         let queries = Tokens::Box(tile.queries);
         let (head, query_turn, owner) = self.turn_of(0, tile);
         self.ensure(0, tile.batch, head, query_turn, owner, &queries);
         let (head_kv, key_turn, key_owner) = self.turn_of(1, tile);
-        let mut units = Vec::new();
-        let mut column = 0;
-        let strip = self.strips[turn];
-        for (number, block) in tile.blocks.iter().enumerate() {
-            let psum = self.scores[self.scored % 4];
-            self.scored += 1;
-            let mask = block.is_edge.then(|| self.mask(tile, block)).flatten();
-            for (at, keys) in block.runs() {
-                self.ensure(1, tile.batch, head_kv, key_turn, key_owner, &keys);
-                for chunk in 0..self.dims.len() {
-                    let stationary = self.transposed_view(0, tile, &queries, chunk);
-                    let moving = self.transposed_view(1, tile, &keys, chunk);
-                    let dst = self.b.at(psum, rows, at, keys.len());
-                    self.b.matmul(dst, stationary, moving, chunk > 0);
-                }
+        let (block, column) = (&tile.blocks[number], tile.column(number));
+        let psum = self.scores[self.scored % 4];
+        self.scored += 1;
+        let selects = match self.choice.masks {
+            Masks::AffineSelect if block.is_edge => self.selects(tile, block),
+            _ => None,
+        };
+        let is_masked = block.is_edge && selects.is_none();
+        let mask = is_masked.then(|| self.mask(tile, block)).flatten();
+        for (at, keys) in block.runs() {
+            self.ensure(1, tile.batch, head_kv, key_turn, key_owner, &keys);
+            for chunk in 0..self.dims.len() {
+                let stationary = self.transposed_view(0, tile, &queries, chunk);
+                let moving = self.transposed_view(1, tile, &keys, chunk);
+                let dst = self.b.at(psum, rows, at, keys.len());
+                self.b.matmul(dst, stationary, moving, chunk > 0);
             }
-            let (len, scale) = (block.len(), self.problem.scale() as f32);
-            let scores = self.b.at(psum, rows, 0, len);
-            let dst = self.b.at(strip, rows, column, len);
-            let result = self.b.at(self.rows[turn].maxima, rows, number, 1);
-            match mask {
-                Some(mask) if self.masks == Masks::BiasAdd => {
-                    let op = Op::ScalarTensorTensor {
+        }
+        let (len, scale) = (block.len(), self.problem.scale() as f32);
+        let scores = self.b.at(psum, rows, 0, len);
+        let dst = self.b.at(self.strips[turn], rows, column, len);
+        let result = self.b.at(self.rows[turn].maxima, rows, number, 1);
+        match mask {
+            None if selects.is_some() => {
+                self.b.tensor_scalar(dst.clone(), Alu::Multiply, scores, Operand::Const(scale));
+                for (offset, channel, step) in selects.into_iter().flatten() {
+                    let op = Op::AffineSelect {
                         dst: dst.clone(),
-                        data: scores,
-                        op0: Alu::Multiply,
-                        operand: Operand::Const(scale),
-                        op1: Alu::Add,
-                        b: mask,
+                        data: dst.clone(),
+                        pattern: vec![(step, len)],
+                        offset,
+                        channel,
+                        fill: HIDDEN,
                     };
-                    self.b.push(Engine::Vector, op);
-                    self.b.reduce(result, Alu::Max, dst, false);
+                    self.b.push(Engine::GpSimd, op);
                 }
-                mask => {
-                    if let Some(mask) = mask {
-                        let identity = self.b.at(self.identity, rows, 0, rows);
-                        self.b.matmul(scores.clone(), identity, mask, true);
-                    }
-                    let op = Op::TensorScalarReduce {
-                        dst,
-                        data: scores,
-                        op: Alu::Multiply,
-                        operand: Operand::Const(scale),
-                        reduce: Alu::Max,
-                        result,
-                    };
-                    self.b.push(Engine::Vector, op);
+                self.b.reduce(result, Alu::Max, dst, false);
+            }
+            Some(mask) if self.choice.masks == Masks::BiasAdd => {
+                let op = Op::ScalarTensorTensor {
+                    dst: dst.clone(),
+                    data: scores,
+                    op0: Alu::Multiply,
+                    operand: Operand::Const(scale),
+                    op1: Alu::Add,
+                    b: mask,
+                };
+                self.b.push(Engine::Vector, op);
+                self.b.reduce(result, Alu::Max, dst, false);
+            }
+            mask => {
+                if let Some(mask) = mask {
+                    let identity = self.b.at(self.identity, rows, 0, rows);
+                    self.b.matmul(scores.clone(), identity, mask, true);
                 }
+                let op = Op::TensorScalarReduce {
+                    dst,
+                    data: scores,
+                    op: Alu::Multiply,
+                    operand: Operand::Const(scale),
+                    reduce: Alu::Max,
+                    result,
+                };
+                self.b.push(Engine::Vector, op);
             }
-            column += len;
-            // Long before they are needed.
-            for chunk in &block.chunks {
-                self.value(tile, chunk);
+        }
+        // Long before they are needed.
+        for chunk in &block.chunks {
+            self.value(tile, chunk);
+        }
+        if number + 1 == tile.blocks.len() {
+            let maxima = self.b.at(self.rows[turn].maxima, rows, 0, tile.blocks.len());
+            let dst = self.b.at(self.rows[turn].minus_max, rows, 0, 1);
+            self.b.reduce(dst, Alu::Max, maxima, true);
+        }
+    }
+
+    /// The mask of a block as predicates `offset + channel * row + step * column >= 0`, where its windows slide one key a
+    /// query: of runs of one axis, away from the borders.
+    fn selects(&self, tile: &Tile, block: &Block) -> Option<Vec<(i64, i64, i64)>> {
+        let [Tokens::Box(keys)] = block.runs().into_iter().map(|(_, run)| run).collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        if tile.queries.extent[..2] != [1, 1] || keys.extent[..2] != [1, 1] {
+            return None;
+        }
+        let axis = &self.problem.neighborhood().axes()[2];
+        let windows: Vec<_> =
+            tile.queries.span(2).map(|query| axis.window(tile.queries.group[2], query)).collect();
+        let span = keys.span(2);
+        let mut selects = Vec::new();
+        let first = windows.first()?;
+        if windows.iter().any(|window| window.start > span.start) {
+            if !windows.iter().enumerate().all(|(row, window)| window.start == first.start + row) {
+                return None;
             }
-            units.push(self.unit());
+            // key - start >= 0
+            selects.push((span.start as i64 - first.start as i64, -1, 1));
         }
-        let maxima = self.b.at(self.rows[turn].maxima, rows, 0, tile.blocks.len());
-        let dst = self.b.at(self.rows[turn].minus_max, rows, 0, 1);
-        self.b.reduce(dst, Alu::Max, maxima, true);
-        let last = self.unit();
-        if let Some(unit) = units.last_mut() {
-            unit.extend(last);
+        if windows.iter().any(|window| window.end < span.end) {
+            if !windows.iter().enumerate().all(|(row, window)| window.end == first.end + row) {
+                return None;
+            }
+            // end - 1 - key >= 0
+            selects.push((first.end as i64 - 1 - span.start as i64, 1, -1));
         }
-        units
+        Some(selects)
     }
 
     /// The mask of a block in SBUF: what is added to its scores.
     fn mask(&mut self, tile: &Tile, block: &Block) -> Option<View> {
         let (rows, columns) = (tile.rows(), block.len());
         // Added before the scale by the tensor engine, after it by the vector engine.
-        let sign = if self.masks == Masks::BiasAdd { 1.0 } else { self.problem.scale().signum() as f32 };
+        let sign = if self.choice.masks == Masks::BiasAdd { 1.0 } else { self.problem.scale().signum() as f32 };
         let mut table = vec![0.0; rows * columns];
         for (column, chunk) in block.columns() {
             let Tokens::Box(keys) = chunk else { continue };
@@ -482,61 +614,45 @@ impl<'a> Lowering<'a> {
         Some(mask)
     }
 
-    /// The weights of a tile, before their sum is known, block by block.
-    fn weigh(&mut self, tile: &Tile) -> Vec<Vec<Stmt>> {
-        let (rows, turn) = (tile.rows(), tile.number % 2);
-        let mut units = Vec::new();
-        let mut column = 0;
-        for (number, block) in tile.blocks.iter().enumerate() {
-            let len = block.len();
-            let dst = self.b.at(self.weights[turn], rows, column, len);
-            let data = self.b.at(self.strips[turn], rows, column, len);
-            let bias = self.b.at(self.rows[turn].minus_max, rows, 0, 1);
-            let sum = self.b.at(self.rows[turn].sums, rows, number, 1);
-            self.b.activation(dst, Function::Exp, data, Some(bias), Operand::Const(1.0), Some(sum));
-            column += len;
-            units.push(self.unit());
-        }
-        units
+    /// The weights of a block of a tile, before their sum is known.
+    fn weigh(&mut self, tile: &Tile, number: usize) {
+        let (rows, turn) = (tile.rows(), tile.number % self.turns);
+        let (column, len) = (tile.column(number), tile.blocks[number].len());
+        let dst = self.b.at(self.weights[turn], rows, column, len);
+        let data = self.b.at(self.strips[turn], rows, column, len);
+        let bias = self.b.at(self.rows[turn].minus_max, rows, 0, 1);
+        let sum = self.b.at(self.rows[turn].sums, rows, number, 1);
+        self.b.activation(dst, Function::Exp, data, Some(bias), Operand::Const(1.0), Some(sum));
     }
 
-    /// The transposes of a tile's weights, set by set.
-    fn transpose(&mut self, tile: &Tile) -> Vec<Vec<Stmt>> {
-        let (rows, turn) = (tile.rows(), tile.number % 2);
-        let mut units = Vec::new();
-        for (number, set) in tile.sets().iter().enumerate() {
-            let psum = self.transposes[self.transposed % 2];
-            self.transposed += 1;
-            let len = set[0].1.len();
-            for (at, (column, _)) in set.iter().enumerate() {
-                let data = self.b.at(self.weights[turn], rows, *column, len);
-                let dst = self.b.at(psum, len, at * rows, rows);
-                self.b.transpose(dst, data);
-            }
-            let dst = self.b.at(self.moved[number % 2], len, 0, set.len() * rows);
-            let src = self.b.at(psum, len, 0, set.len() * rows);
-            self.b.copy(Engine::Scalar, dst, src);
-            units.push(self.unit());
+    /// The transposes of a set of a tile's weights.
+    fn transpose(&mut self, tile: &Tile, number: usize) {
+        let (rows, turn) = (tile.rows(), tile.number % self.turns);
+        let set = &tile.sets[number];
+        let psum = self.transposes[self.transposed % 2];
+        self.transposed += 1;
+        let len = set[0].1.len();
+        for (at, (column, _)) in set.iter().enumerate() {
+            let data = self.b.at(self.weights[turn], rows, *column, len);
+            let dst = self.b.at(psum, len, at * rows, rows);
+            self.b.transpose(dst, data);
         }
-        units
+        let dst = self.b.at(self.moved[(tile.first_set + number) % MOVED], len, 0, set.len() * rows);
+        let src = self.b.at(psum, len, 0, set.len() * rows);
+        self.b.copy(Engine::Scalar, dst, src);
     }
 
-    /// The products of a tile's weights and values, set by set.
-    fn multiply(&mut self, tile: &Tile) -> Vec<Vec<Stmt>> {
-        let (rows, turn) = (tile.rows(), tile.number % 2);
+    /// The products of a set of a tile's weights and the values.
+    fn multiply(&mut self, tile: &Tile, number: usize) {
+        let rows = tile.rows();
         let dim = self.problem.head_dim_v();
-        let sets = tile.sets();
-        let mut units = Vec::new();
-        for (number, set) in sets.iter().enumerate() {
-            for (at, (_, chunk)) in set.iter().enumerate() {
-                let moving = self.value(tile, chunk);
-                let stationary = self.b.at(self.moved[number % 2], chunk.len(), at * rows, rows);
-                let dst = self.b.at(self.outputs[turn], rows, 0, dim);
-                self.b.matmul(dst, stationary, moving, number > 0 || at > 0);
-            }
-            units.push(self.unit());
+        for (at, (_, chunk)) in tile.sets[number].iter().enumerate() {
+            let moving = self.value(tile, chunk);
+            let moved = self.moved[(tile.first_set + number) % MOVED];
+            let stationary = self.b.at(moved, chunk.len(), at * rows, rows);
+            let dst = self.b.at(self.outputs[tile.number % 2], rows, 0, dim);
+            self.b.matmul(dst, stationary, moving, number > 0 || at > 0);
         }
-        units
     }
 
     /// The values of a chunk, in SBUF.
@@ -554,8 +670,8 @@ impl<'a> Lowering<'a> {
     }
 
     /// The output and the logsumexp of a tile.
-    fn write(&mut self, tile: &Tile) -> Vec<Stmt> {
-        let (rows, turn) = (tile.rows(), tile.number % 2);
+    fn write(&mut self, tile: &Tile) {
+        let (rows, turn) = (tile.rows(), tile.number % self.turns);
         let numbers = self.rows[turn];
         let dim = self.problem.head_dim_v();
         let sum = match tile.blocks.len() {
@@ -571,7 +687,7 @@ impl<'a> Lowering<'a> {
             let inverse = self.b.at(numbers.inverse, rows, 0, 1);
             self.b.push(Engine::Vector, Op::Reciprocal { dst: inverse.clone(), data: sum.clone() });
             let (dst, data) =
-                (self.b.at(self.results[turn], rows, 0, dim), self.b.at(self.outputs[turn], rows, 0, dim));
+                (self.b.at(self.results[tile.number % 2], rows, 0, dim), self.b.at(self.outputs[tile.number % 2], rows, 0, dim));
             self.b.tensor_scalar(dst.clone(), Alu::Multiply, data, Operand::Row(inverse));
             let (first, pairs) = self.layouts[3].vectors(tile.batch, tile.head, &queries, 0, dim);
             let to = self.b.pattern(output, 1, first, pairs);
@@ -587,7 +703,6 @@ impl<'a> Lowering<'a> {
             let to = self.b.pattern(logsumexp, 1, first, pairs);
             self.b.dma(to, log);
         }
-        self.unit()
     }
 
     fn finish(mut self, body: Vec<Stmt>) -> Launch {

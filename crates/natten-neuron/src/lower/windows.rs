@@ -2,7 +2,7 @@
 //! blocks of at most 512 columns of chunks of at most 128 keys. Everything about windows is asked of the core's geometry.
 
 use natten_core::geometry::{Coverage, Neighborhood, TileBox, TileClass, Tiles};
-use natten_core::{PlanOptions, Problem, Result, padded_tile};
+use natten_core::{coverage_of, PlanOptions, Problem, Result, padded_tile};
 
 use super::layout::Tokens;
 use crate::ir::{MOVING_MAX, PARTITIONS};
@@ -131,8 +131,8 @@ impl Windows {
     }
 
     /// The boxes that are walked, counted.
-    pub fn coverage(&self) -> Coverage {
-        self.tiles.coverage()
+    pub fn coverage(&self, problem: &Problem) -> Coverage {
+        coverage_of(problem, &self.tiles)
     }
 
     /// The shapes of the boxes, for reports.

@@ -73,7 +73,7 @@ pub struct Emitter<'a> {
     results: [TensorId; 2],
     next_result: usize,
     /// Whether some inputs are not finite: then nothing is transposed by the tensor engine but single rows.
-    is_exact: bool,
+    pub is_exact: bool,
 }
 
 #[derive(Debug, Default)]
@@ -176,11 +176,6 @@ impl<'a> Emitter<'a> {
     /// The layout of an input.
     pub fn layout(&self, role: Role) -> Layout {
         self.inputs[&role].layout
-    }
-
-    /// The element type of an input.
-    pub fn dtype_of(&self, role: Role) -> Dtype {
-        self.b.get(self.inputs[&role].tensor).dtype
     }
 
     /// The vectors of some tokens in SBUF, [tokens, dim].

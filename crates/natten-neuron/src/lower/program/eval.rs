@@ -79,6 +79,9 @@ pub fn check(graph: &Graph, expr: Expr) -> Result<()> {
             Node::Unary(op @ (Unary::Expm1 | Unary::Log1p | Unary::Floor | Unary::Sin | Unary::Cos), _) => {
                 return refuse(format!("{op:?} of scores"), "the scalar engine has no such function of full range");
             }
+            Node::Random(..) => {
+                return refuse("random numbers of a captured seed".into(), "the plan draws them; give the seed as a number");
+            }
             Node::Unary(op @ (Unary::ToInt | Unary::LaneSum | Unary::LaneHalf | Unary::LanePair), _) => {
                 return refuse(format!("{op:?} of scores"), "the engines compute in f32, element by element");
             }

@@ -90,8 +90,12 @@ impl Kernel<'_> {
         let group = self.problem.heads_per_kv();
         let mut is_first = true;
         for head in head_kv * group..(head_kv + 1) * group {
-            for &(queries, is_edge) in &queries {
-                let blocks = [Block { additional, chunks: vec![keys], is_edge }];
+            let queries = match self.em.is_exact && !additional {
+                true => self.unmasked_queries(batch, head, &keys, &queries)?,
+                false => queries.clone(),
+            };
+            for (queries, is_edge) in queries {
+                let blocks = vec![Block { additional, chunks: vec![keys], is_edge }];
                 let mut tile = Tile::new(self, batch, head, queries, &blocks);
                 self.em.begin_rows();
                 let rows = self.row_numbers(&tile, outputs);
@@ -106,10 +110,11 @@ impl Kernel<'_> {
                             continue;
                         }
                         let pairs = kernel.em.masked(scope, rows, expr, 0.0)?;
-                        let stationary = kernel.em.operand(pairs.clone());
-                        let moving = kernel.em.natural(role, batch, head, &Tokens::Box(queries));
-                        let dst = kernel.em.b.at(kernel.em.accumulators[turn], keys.len(), 0, moving.len());
-                        kernel.em.b.matmul(dst, stationary, moving, !is_first);
+                        for (part, stationary) in kernel.operands(&pairs, turn == 1).into_iter().enumerate() {
+                            let moving = kernel.em.natural(role, batch, head, &Tokens::Box(queries));
+                            let dst = kernel.em.b.at(kernel.em.accumulators[turn], keys.len(), 0, moving.len());
+                            kernel.em.b.matmul(dst, stationary, moving, !is_first || part > 0);
+                        }
                         kernel.em.release(&pairs);
                     }
                     Ok(())
@@ -132,6 +137,30 @@ impl Kernel<'_> {
             self.em.store(tensor, &layout, (batch, head_kv, &keys), result);
         }
         Ok(())
+    }
+
+    /// The queries of some boxes that the program's mask lets see one key, query by query.
+    fn unmasked_queries(
+        &self,
+        batch: usize,
+        head: usize,
+        keys: &Tokens,
+        queries: &[(TileBox, bool)],
+    ) -> Result<Vec<(TileBox, bool)>> {
+        if self.functions.grid.mask.is_none() {
+            return Ok(queries.to_vec());
+        }
+        let mut kept = Vec::new();
+        for (tile, is_edge) in queries {
+            for query in 0..tile.volume() {
+                let one = TileBox { start: tile.position(query), extent: [1; 3], ..*tile };
+                let block = Block { additional: false, chunks: vec![*keys], is_edge: *is_edge };
+                if !self.unmasked(batch, head, one, vec![block])?.is_empty() {
+                    kept.push((one, *is_edge));
+                }
+            }
+        }
+        Ok(kept)
     }
 
     /// The stages of the rows and their cotangents, as the first kernel left them.

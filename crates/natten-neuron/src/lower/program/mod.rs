@@ -15,6 +15,7 @@ mod site;
 
 use std::collections::HashMap;
 
+use natten_core::geometry::TileBox;
 use natten_core::program::{Expr, Given, GradStages, Lowered, Primal, Var};
 use natten_core::{Op, OpRequest, Problem, Result, Role};
 
@@ -22,6 +23,7 @@ use self::emitter::Emitter;
 use self::eval::{Value, check};
 use self::site::Site;
 use super::launch::Launch;
+use super::layout::Tokens;
 use super::windows::{Block, Windows};
 use crate::dtype::Dtype;
 use crate::ir::{Alu, Engine, Op as Instruction, Operand, View};
@@ -150,23 +152,15 @@ fn product_inputs(problem: &Problem, request: &OpRequest) -> Vec<Role> {
     roles
 }
 
-/// Whether a bound tensor is an operand of matrix products, which numbers that are not finite must not reach by way of
-/// pairs that nobody sees.
-pub const fn is_product_input(role: Role) -> bool {
-    matches!(
-        role,
-        Role::Query
-            | Role::Key
-            | Role::Value
-            | Role::AdditionalKey
-            | Role::AdditionalValue
-            | Role::GradOutput
-            | Role::TangentQuery
-            | Role::TangentKey
-            | Role::TangentValue
-            | Role::TangentAdditionalKey
-            | Role::TangentAdditionalValue
-    )
+/// Whether a number of an input can spread by way of pairs that nobody sees, through products and transposes of the
+/// tensor engine: what is not finite does. The logsumexp of a row that sees nothing does not, and neither does a bias or
+/// a captured number of -inf, which is a mask.
+pub const fn spreads(role: Role, x: f32) -> bool {
+    match role {
+        Role::Logsumexp => x.is_nan(),
+        Role::Rpb | Role::Capture(_) => !(x.is_finite() || x == f32::NEG_INFINITY),
+        _ => !x.is_finite(),
+    }
 }
 
 /// The tensor of additional tokens that belongs to a tensor of keys or values.
@@ -193,6 +187,36 @@ impl Kernel<'_> {
         head / self.problem.heads_per_kv()
     }
 
+    /// Of a block that one query sees, or of one key that queries see: what the program's mask leaves of it, token by
+    /// token. With numbers that are not finite about, what is masked must not be an operand.
+    fn unmasked(&self, batch: usize, head: usize, queries: TileBox, blocks: Vec<Block>) -> Result<Vec<Block>> {
+        let lowered = &self.functions.grid;
+        let Some(mask) = lowered.mask.filter(|&mask| Site::is_known(&lowered.graph, mask)) else {
+            return Ok(blocks);
+        };
+        let mut kept = Vec::new();
+        for block in blocks {
+            if block.additional {
+                kept.push(block);
+                continue;
+            }
+            let site = Site::new(self.problem, batch, head, queries, &block);
+            let holds = site.known(&lowered.graph, mask, site.columns())?;
+            let mut chunks = Vec::new();
+            for (column, chunk) in block.columns() {
+                let Tokens::Box(keys) = chunk else { continue };
+                for key in (0..keys.volume()).filter(|key| holds[column + key] != 0.0) {
+                    let one = TileBox { start: keys.position(key), extent: [1; 3], ..*keys };
+                    chunks.push(Tokens::Box(one));
+                }
+            }
+            if !chunks.is_empty() {
+                kept.push(Block { chunks, ..block });
+            }
+        }
+        Ok(kept)
+    }
+
     /// The sum of products of vectors of queries and of keys, pair by pair, in PSUM; None where there is none.
     fn products(&mut self, site: &Site<'_>, pairs: &[(Role, Role)]) -> Option<View> {
         let role_of = |role| if site.block.additional { of_additional(role) } else { role };
@@ -205,7 +229,7 @@ impl Kernel<'_> {
             return None;
         }
         let psum = self.em.product(site.rows(), site.columns());
-        let queries = super::layout::Tokens::Box(site.queries);
+        let queries = Tokens::Box(site.queries);
         let head_kv = self.head_kv(site.head);
         for (column, chunk) in site.block.columns() {
             let dst = psum.columns(column, chunk.len());
@@ -283,6 +307,20 @@ impl Kernel<'_> {
             };
             leaves.insert(var, value);
         }
+    }
+
+    /// A tile as operands of products that are added up: rounded to the problem's type. Score gradients of programs
+    /// are differences of what may be large, so in 16 bits a second operand takes what the first rounds off.
+    fn operands(&mut self, tile: &View, is_gradient: bool) -> Vec<View> {
+        let first = self.em.operand(tile.clone());
+        if self.em.dtype == Dtype::F32 || !is_gradient || self.problem.program().is_plain_softmax() {
+            return vec![first];
+        }
+        let rest = self.em.tile(tile.parts, tile.len());
+        self.em.b.tensor_tensor(rest.clone(), Alu::Subtract, tile.clone(), first.clone());
+        let second = self.em.operand(rest.clone());
+        self.em.release(&rest);
+        vec![first, second]
     }
 
     /// Gives leaves back.

@@ -110,6 +110,10 @@ pub(super) fn lower(
         for head in 0..problem.heads() {
             for queries in windows.query_boxes() {
                 let blocks = windows.blocks(&queries, COLUMNS);
+                let blocks = match is_exact {
+                    true => kernel.unmasked(batch, head, queries, blocks)?,
+                    false => blocks,
+                };
                 let mut tile = Tile::new(&kernel, batch, head, queries, &blocks);
                 kernel.em.begin_rows();
                 match request.op {
@@ -161,7 +165,7 @@ impl Kernel<'_> {
                 Ok(())
             },
         )?;
-        self.write(tensor, Role::Output, tile, is_first, 1.0);
+        self.write((tensor, Role::Output), tile, &rows, is_first, 1.0);
         Ok(())
     }
 
@@ -196,7 +200,7 @@ impl Kernel<'_> {
             kernel.em.release(&tangent);
             Ok(())
         })?;
-        self.write(tensor, Role::TangentOutput, tile, is_first, 1.0);
+        self.write((tensor, Role::TangentOutput), tile, &rows, is_first, 1.0);
         Ok(())
     }
 
@@ -268,7 +272,7 @@ impl Kernel<'_> {
             Ok(())
         })?;
         if let Some(tensor) = of_query {
-            self.write(tensor, Role::GradQuery, tile, is_first, self.problem.scale() as f32);
+            self.write((tensor, Role::GradQuery), tile, &rows, is_first, self.problem.scale() as f32);
         }
         Ok(())
     }
@@ -294,24 +298,31 @@ impl Kernel<'_> {
     /// Adds the product of a tile of pairs and the vectors of its keys to the accumulator.
     fn multiply(&mut self, site: &Site<'_>, tile: &View, role: Role, is_first: &mut bool) {
         let role = if site.block.additional { of_additional(role) } else { role };
-        let operand = self.em.operand(tile.clone());
         let head_kv = self.head_kv(site.head);
         let dim = self.em.layout(role).dim();
-        for (column, chunk) in site.block.columns() {
-            let stationary = self.em.transposed_tile(operand.columns(column, chunk.len()));
-            let moving = self.em.natural(role, site.batch, head_kv, chunk);
-            let dst = self.em.b.at(self.em.accumulators[0], site.rows(), 0, dim);
-            self.em.b.matmul(dst, stationary, moving, !*is_first);
-            *is_first = false;
+        for operand in self.operands(tile, matches!(role, Role::Key | Role::AdditionalKey)) {
+            for (column, chunk) in site.block.columns() {
+                let stationary = self.em.transposed_tile(operand.columns(column, chunk.len()));
+                let moving = self.em.natural(role, site.batch, head_kv, chunk);
+                let dst = self.em.b.at(self.em.accumulators[0], site.rows(), 0, dim);
+                self.em.b.matmul(dst, stationary, moving, !*is_first);
+                *is_first = false;
+            }
         }
     }
 
     /// Writes the accumulator, zeros where nothing was added to it.
-    fn write(&mut self, tensor: TensorId, role: Role, tile: &Tile<'_>, is_empty: bool, scale: f32) {
+    fn write(&mut self, to: (TensorId, Role), tile: &Tile<'_>, rows: &Rows, is_empty: bool, scale: f32) {
+        let (tensor, role) = to;
+        let alive = self.alive(rows);
         let layout = Layout::of(self.problem, role);
         let result = self.em.result(tile.rows(), layout.dim());
         match is_empty {
             true => self.em.fill(result.clone(), 0.0),
+            false if alive.is_some() => {
+                let data = self.em.b.at(self.em.accumulators[0], tile.rows(), 0, layout.dim());
+                self.write_alive(&result, data, alive, scale);
+            }
             false => {
                 let data = self.em.b.at(self.em.accumulators[0], tile.rows(), 0, layout.dim());
                 self.em.b.tensor_scalar(result.clone(), Alu::Multiply, data, Operand::Const(scale));
@@ -319,6 +330,35 @@ impl Kernel<'_> {
         }
         let queries = Tokens::Box(tile.queries);
         self.em.store(tensor, &layout, (tile.batch, tile.head, &queries), result);
+    }
+
+    /// The logsumexp of the rows, where one of -inf may meet operands that are not finite.
+    fn alive(&self, rows: &Rows) -> Option<View> {
+        let k = self.functions.grid.logsumexp.filter(|_| self.em.is_exact)?;
+        match rows.get(&Var::Stage(k)) {
+            Some(Value::Row(view)) => Some(view.clone()),
+            _ => None,
+        }
+    }
+
+    /// Writes the rows that see something; 0 for the others, whatever their products are.
+    fn write_alive(&mut self, result: &View, data: View, alive: Option<View>, scale: f32) {
+        let Some(logsumexp) = alive else { return };
+        self.em.fill(result.clone(), 0.0);
+        for start in (0..data.len()).step_by(COLUMNS) {
+            let len = COLUMNS.min(data.len() - start);
+            let (scaled, holds) = (self.em.tile(data.parts, len), self.em.tile(data.parts, len));
+            let part = data.columns(start, len);
+            self.em.b.tensor_scalar(scaled.clone(), Alu::Multiply, part, Operand::Const(scale));
+            self.em.fill(holds.clone(), LEAST);
+            let row = Operand::Row(logsumexp.clone());
+            self.em.b.tensor_scalar(holds.clone(), Alu::IsNe, holds.clone(), row);
+            let predicate = self.em.predicate(&holds, false);
+            let dst = result.columns(start, len);
+            self.em.b.push(Engine::Vector, Instruction::CopyPredicated { dst, src: scaled.clone(), predicate });
+            self.em.release(&scaled);
+            self.em.release(&holds);
+        }
     }
 
     /// Writes a tile of pairs for the launcher to add up by element; what does not count is 0 there.
