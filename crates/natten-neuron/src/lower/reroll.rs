@@ -4,7 +4,8 @@
 use crate::ir::{Affine, Instr, Op, Stmt};
 
 /// The statements of `groups`, one behind the other, where runs of like groups are loops at `depth`. A period of
-/// `periods` groups may make a trip: buffers in turn repeat every second or fourth group.
+/// `periods` groups may make a trip: buffers in turn repeat every second or fourth group. Loops inside the groups are
+/// of depth `depth + 1`.
 pub fn reroll(groups: Vec<Vec<Stmt>>, depth: usize, periods: &[usize]) -> Vec<Stmt> {
     let mut out = Vec::new();
     let mut at = 0;
@@ -22,12 +23,30 @@ pub fn reroll(groups: Vec<Vec<Stmt>>, depth: usize, periods: &[usize]) -> Vec<St
                 at += count * period;
             }
             _ => {
-                out.extend(groups[at].iter().cloned());
+                out.extend(groups[at].iter().map(|stmt| outside(stmt, depth)));
                 at += 1;
             }
         }
     }
     out
+}
+
+/// A statement that no loop of this depth came around: the loops in it are one less deep.
+fn outside(stmt: &Stmt, depth: usize) -> Stmt {
+    match stmt {
+        Stmt::For { count, body } => {
+            Stmt::For { count: *count, body: body.iter().map(|stmt| outside(stmt, depth)).collect() }
+        }
+        Stmt::Instr(instr) => {
+            let mut instr = instr.clone();
+            for view in instr.op.views_mut() {
+                for (var, _) in view.offset.terms.iter_mut().filter(|(var, _)| *var > depth) {
+                    *var -= 1;
+                }
+            }
+            Stmt::Instr(instr)
+        }
+    }
 }
 
 /// How many periods from the start are trips of one loop.

@@ -14,6 +14,8 @@ use crate::ir::{Alu, Engine, Function, Kernel, Op, Operand, PARTITIONS, Space, T
 const HIDDEN: f32 = -9984.0;
 /// The softmax scale of the kernel, for d = 64.
 pub const SCALE: f32 = 0.125;
+/// Tiles on their way from HBM at a time.
+const STAGED: usize = 8;
 /// Keys of a matrix product in the allocated variant.
 const WIDE: usize = 512;
 
@@ -121,8 +123,8 @@ impl Sd {
             q_t: b.sbuf("trans_q", &[dim, len], of_products),
             k_t: b.sbuf("trans_k", &[dim, len], of_products),
             v: b.sbuf("trans_v", &[PARTITIONS, tiles * dim], of_products),
-            staging: b.sbuf("staging", &[PARTITIONS, 4 * dim], dtype),
-            rounded: b.sbuf("rounded", &[PARTITIONS, 4 * dim], of_products),
+            staging: b.sbuf("staging", &[PARTITIONS, STAGED * dim], dtype),
+            rounded: b.sbuf("rounded", &[PARTITIONS, STAGED * dim], of_products),
             strips: pair(&mut b, "qk_res_buf", &[PARTITIONS, len], Dtype::F32),
             weights: pair(&mut b, "softmax_res", &[PARTITIONS, len], of_products),
             moved: pair(&mut b, "trans_softmax", &[PARTITIONS, WIDE], of_products),
@@ -153,7 +155,7 @@ impl Sd {
                 self.b.take_body()
             });
             let groups = groups.collect();
-            body.extend(reroll(groups, 0, &[1, 2, 4]));
+            body.extend(reroll(groups, 0, &[1, STAGED]));
         }
         let mut groups = Vec::new();
         match self.args.schedule {
@@ -192,7 +194,7 @@ impl Sd {
     fn load(&mut self, which: usize, tile: usize) {
         let dim = self.args.dim;
         let from = self.b.pattern(self.inputs[which], 1, tile * PARTITIONS * dim, vec![(dim, PARTITIONS), (1, dim)]);
-        let turn = tile % 4;
+        let turn = tile % STAGED;
         let staged = self.b.at(self.staging, PARTITIONS, turn * dim, dim);
         self.b.dma(staged.clone(), from);
         if which == 2 {
@@ -338,17 +340,22 @@ impl Sd {
         let turn = tile % 2;
         let dim = self.args.dim;
         let out = self.b.at(self.outputs[turn], PARTITIONS, 0, dim);
-        for set in 0..self.args.len / WIDE {
-            let psum = self.transposes[set % 2];
-            for part in 0..4 {
-                let column = set * WIDE + part * PARTITIONS;
-                let data = self.b.at(self.weights[turn], PARTITIONS, column, PARTITIONS);
-                let dst = self.b.at(psum, PARTITIONS, part * PARTITIONS, PARTITIONS);
-                self.b.transpose(dst, data);
+        let sets = self.args.len / WIDE;
+        // The transposes of a set come before the products of the one before it.
+        for step in 0..=sets {
+            if step < sets {
+                let psum = self.transposes[step % 2];
+                for part in 0..4 {
+                    let column = step * WIDE + part * PARTITIONS;
+                    let data = self.b.at(self.weights[turn], PARTITIONS, column, PARTITIONS);
+                    let dst = self.b.at(psum, PARTITIONS, part * PARTITIONS, PARTITIONS);
+                    self.b.transpose(dst, data);
+                }
+                let (dst, src) =
+                    (self.b.at(self.moved[step % 2], PARTITIONS, 0, WIDE), self.b.at(psum, PARTITIONS, 0, WIDE));
+                self.b.copy(Engine::Scalar, dst, src);
             }
-            let (dst, src) =
-                (self.b.at(self.moved[set % 2], PARTITIONS, 0, WIDE), self.b.at(psum, PARTITIONS, 0, WIDE));
-            self.b.copy(Engine::Scalar, dst, src);
+            let Some(set) = step.checked_sub(1) else { continue };
             for part in 0..4 {
                 let stationary = self.b.at(self.moved[set % 2], PARTITIONS, part * PARTITIONS, PARTITIONS);
                 let moving = self.b.at(self.v, PARTITIONS, (set * 4 + part) * dim, dim);
