@@ -1,5 +1,5 @@
 //! `natten emit`: what the library makes of a description, as text. Of a program: the program itself, the algorithm of
-//! its rows, and its derivatives, all as the backends take them.
+//! its rows, and its derivatives, all as the backends take them; of a problem the NeuronCore's kernels.
 
 use std::fmt::Write;
 
@@ -25,6 +25,9 @@ pub(crate) struct EmitArgs {
 enum What {
     /// A program, the algorithm of its rows, its derivatives and their tangents.
     Expr(Box<ExprArgs>),
+    /// A kernel of the NeuronCore in NKI Python.
+    #[cfg(feature = "neuron")]
+    Nki(crate::neuron::NkiArgs),
 }
 
 #[derive(Debug, Args)]
@@ -72,7 +75,11 @@ fn capture(text: &str) -> Result<Capture, String> {
 /// [`Error::Program`](natten::Error::Program) and [`Error::Invalid`](natten::Error::Invalid) where the program breaks a
 /// rule.
 pub(crate) fn run(args: &EmitArgs) -> Result<()> {
-    let What::Expr(args) = &args.what;
+    let args = match &args.what {
+        What::Expr(args) => args,
+        #[cfg(feature = "neuron")]
+        What::Nki(args) => return crate::neuron::emit(args),
+    };
     let program = args.program.build(usize::from(args.rank), args.capture.clone())?;
     console::print(&describe(&program))
 }

@@ -13,6 +13,7 @@ mod plan;
 pub mod print;
 pub mod sim;
 pub mod target;
+pub mod timeline;
 pub mod verify;
 
 use std::sync::Arc;

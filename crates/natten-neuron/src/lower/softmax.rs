@@ -150,7 +150,7 @@ enum Stage {
 }
 
 /// The steps of all tiles in the order of their instructions, each with the tile whose scores are computed then. `turns`
-/// tiles have buffers of their own.
+/// tiles have buffers of their own, and twice as many numbers of their rows.
 ///
 /// A tile takes as many steps as it has blocks or sets. Weights come `lag` steps after the last score, so that scores
 /// are always ahead and the vector engine has its turn at PSUM while the scalar engine takes exponentials. Transposes
@@ -173,6 +173,11 @@ fn steps(tiles: &[Tile], turns: usize, choice: Choice) -> Vec<(usize, Stage, usi
             let same = widths(&tiles[before]) == widths(tile);
             base = base.max(weights + if same { 1 } else { len }).max((weights + len + 1).saturating_sub(length));
             later = later.max(weights + len + choice.delay);
+        }
+        // A tile's maximum is needed until its logsumexp is written.
+        if let Some(before) = at.checked_sub(2 * turns) {
+            let (_, weights, len) = times[before];
+            base = base.max((weights + len + choice.delay + 1).saturating_sub(length));
         }
         later = later.max(base + length + choice.lag);
         times.push((base, later, length));
@@ -311,7 +316,7 @@ impl<'a> Lowering<'a> {
         let many = |b: &mut Builder, name: &str, columns: usize, dtype| -> Vec<TensorId> {
             (0..buffers).map(|turn| b.sbuf(format!("{name}{turn}"), &[PARTITIONS, columns], dtype)).collect()
         };
-        let rows = (0..buffers).map(|turn| {
+        let rows = (0..2 * buffers).map(|turn| {
             let mut row = |name: &str, columns| b.sbuf(format!("{name}{turn}"), &[PARTITIONS, columns], Dtype::F32);
             Rows {
                 maxima: row("m_part", blocks),
@@ -500,7 +505,7 @@ impl<'a> Lowering<'a> {
         let (len, scale) = (block.len(), self.problem.scale() as f32);
         let scores = self.b.at(psum, rows, 0, len);
         let dst = self.b.at(self.strips[turn], rows, column, len);
-        let result = self.b.at(self.rows[turn].maxima, rows, number, 1);
+        let result = self.b.at(self.rows[tile.number % self.rows.len()].maxima, rows, number, 1);
         match mask {
             None if selects.is_some() => {
                 self.b.tensor_scalar(dst.clone(), Alu::Multiply, scores, Operand::Const(scale));
@@ -550,8 +555,8 @@ impl<'a> Lowering<'a> {
             self.value(tile, chunk);
         }
         if number + 1 == tile.blocks.len() {
-            let maxima = self.b.at(self.rows[turn].maxima, rows, 0, tile.blocks.len());
-            let dst = self.b.at(self.rows[turn].minus_max, rows, 0, 1);
+            let maxima = self.b.at(self.rows[tile.number % self.rows.len()].maxima, rows, 0, tile.blocks.len());
+            let dst = self.b.at(self.rows[tile.number % self.rows.len()].minus_max, rows, 0, 1);
             self.b.reduce(dst, Alu::Max, maxima, true);
         }
     }
@@ -620,8 +625,8 @@ impl<'a> Lowering<'a> {
         let (column, len) = (tile.column(number), tile.blocks[number].len());
         let dst = self.b.at(self.weights[turn], rows, column, len);
         let data = self.b.at(self.strips[turn], rows, column, len);
-        let bias = self.b.at(self.rows[turn].minus_max, rows, 0, 1);
-        let sum = self.b.at(self.rows[turn].sums, rows, number, 1);
+        let bias = self.b.at(self.rows[tile.number % self.rows.len()].minus_max, rows, 0, 1);
+        let sum = self.b.at(self.rows[tile.number % self.rows.len()].sums, rows, number, 1);
         self.b.activation(dst, Function::Exp, data, Some(bias), Operand::Const(1.0), Some(sum));
     }
 
@@ -671,8 +676,8 @@ impl<'a> Lowering<'a> {
 
     /// The output and the logsumexp of a tile.
     fn write(&mut self, tile: &Tile) {
-        let (rows, turn) = (tile.rows(), tile.number % self.turns);
-        let numbers = self.rows[turn];
+        let rows = tile.rows();
+        let numbers = self.rows[tile.number % self.rows.len()];
         let dim = self.problem.head_dim_v();
         let sum = match tile.blocks.len() {
             1 => self.b.at(numbers.sums, rows, 0, 1),

@@ -24,10 +24,7 @@ pub enum Dialect {
 
 /// A module with the kernels of a plan, and with how they are launched.
 pub fn module(launches: &[&Launch], dialect: Dialect) -> String {
-    let mut text = match dialect {
-        Dialect::Nki => nki::HEADER.to_owned(),
-        Dialect::Legacy => legacy::HEADER.to_owned(),
-    };
+    let mut text = header(dialect).to_owned();
     for launch in launches {
         text += "\n\n";
         text += &kernel(&launch.kernel, dialect);
@@ -37,6 +34,14 @@ pub fn module(launches: &[&Launch], dialect: Dialect) -> String {
         text += &launcher(launches);
     }
     text
+}
+
+/// The imports of a module.
+pub const fn header(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Nki => nki::HEADER,
+        Dialect::Legacy => legacy::HEADER,
+    }
 }
 
 /// One kernel, without imports.
