@@ -1,12 +1,13 @@
-//! Simulates the kernels of the figures in `docs/neuron.md` and prints their reports.
+//! Simulates the kernels of the figures in `docs/neuron.md` and prints their reports; with a path, draws its timeline.
 
 use natten_core::geometry::{AxisParams, Neighborhood};
-use natten_core::{DType, OpRequest, PlanOptions, Problem, Backend, Role};
+use natten_core::{Backend, DType, Error, OpRequest, PlanOptions, Problem, Role};
 use natten_neuron::allocate::allocate;
 use natten_neuron::dtype::Dtype;
 use natten_neuron::lower::sd::{Schedule, SdAttention};
 use natten_neuron::sim::time::time;
 use natten_neuron::target::Target;
+use natten_neuron::timeline::svg;
 use natten_neuron::{NeuronBackend, NeuronPlan};
 
 #[allow(clippy::print_stdout, reason = "it is what the example is for")]
@@ -46,6 +47,11 @@ fn main() -> natten_core::Result<()> {
         if let Some(plan) = plan.as_any().downcast_ref::<NeuronPlan>() {
             for kernel in plan.kernels() {
                 println!("{}\n", kernel.report);
+                if let Some(path) = std::env::args().nth(1).filter(|_| name.contains("4096 D 64 bf16")) {
+                    let picture = svg(&kernel.report, 120e3, 136e3);
+                    std::fs::write(&path, picture)
+                        .map_err(|source| Error::Io { action: format!("write {path}"), source })?;
+                }
             }
         }
     }

@@ -39,8 +39,7 @@ pub fn allocate(kernel: &Kernel, target: &Target) -> Result<Allocation, NeuronEr
         lifetimes.iter().enumerate().filter_map(|(at, life)| life.map(|life| (at, life))).collect();
     order.sort_by_key(|&(at, (start, _))| (start, at));
 
-    let mut allocation =
-        Allocation { address: vec![None; kernel.tensors.len()], sbuf_peak: 0, psum_peak: 0 };
+    let mut allocation = Allocation { address: vec![None; kernel.tensors.len()], sbuf_peak: 0, psum_peak: 0 };
     let mut placed: [Vec<Placed>; 2] = [Vec::new(), Vec::new()];
     for (at, lifetime) in order {
         let tensor = &kernel.tensors[at];

@@ -46,10 +46,6 @@ impl std::error::Error for NeuronError {}
 
 impl From<NeuronError> for natten_core::Error {
     fn from(error: NeuronError) -> Self {
-        Self::Compile {
-            backend: crate::NAME.into(),
-            log: error.to_string(),
-            source_text: String::new(),
-        }
+        Self::Compile { backend: crate::NAME.into(), log: error.to_string(), source_text: String::new() }
     }
 }

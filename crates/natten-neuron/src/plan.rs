@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use natten_core::{
-    Artifact, Bindings, Cost, DeviceInfo, Error, Op, OpRequest, Plan, PlanOptions, PlanReport, Problem, Queue, Result,
-    Role, SourceKind, Submission, Tensor, TensorSpec, Workspace,
+    Artifact, Bindings, Cost, DeviceInfo, Error, Op, OpRequest, Plan, PlanOptions, PlanReport, Problem,
+    Queue, Result, Role, SourceKind, Submission, Tensor, TensorSpec, Workspace,
 };
 
 use crate::NAME;
@@ -197,9 +197,8 @@ impl Plan for NeuronPlan {
             let numbers: Vec<f32> = tensor.to_host()?.to_f64().into_iter().map(|x| x as f32).collect();
             inputs.insert(spec.role, numbers);
         }
-        let is_finite = inputs.iter().all(|(&role, numbers)| {
-            !numbers.iter().any(|&x| program::spreads(role, x))
-        });
+        let is_finite =
+            inputs.iter().all(|(&role, numbers)| !numbers.iter().any(|&x| program::spreads(role, x)));
         let launches: Vec<&Launch> = match is_finite {
             true => self.kernels.iter().map(|kernel| &kernel.launch).collect(),
             false => self.exact()?.iter().collect(),
@@ -280,7 +279,8 @@ fn run_launches(
                     results.insert(*role, numbers.clone());
                 }
                 Sink::Scatter(role, places) => {
-                    let len = places.iter().filter(|&&at| at != u32::MAX).max().map_or(0, |&at| at as usize + 1);
+                    let len =
+                        places.iter().filter(|&&at| at != u32::MAX).max().map_or(0, |&at| at as usize + 1);
                     let mut sums = vec![0.0_f64; len];
                     for (&at, &x) in places.iter().zip(numbers) {
                         if let Some(sum) = sums.get_mut(at as usize) {

@@ -60,7 +60,8 @@ pub fn svg(report: &Report, from: f64, to: f64) -> String {
             LANE - 4.0
         );
         let inside = |start: f64, end: f64| end > from && start < to;
-        let events = report.events.iter().filter(|event| event.lane == lane && inside(event.start, event.end));
+        let events =
+            report.events.iter().filter(|event| event.lane == lane && inside(event.start, event.end));
         for event in events {
             let start = (event.start.max(from) - from) * scale;
             let width = ((event.end.min(to) - from) * scale - start).max(0.2);
@@ -80,7 +81,11 @@ pub fn svg(report: &Report, from: f64, to: f64) -> String {
     let y = 26.0 + LANE * Lane::ALL.len() as f64 + 14.0;
     for (at, (name, colour)) in COLOURS.iter().enumerate() {
         let x = LEFT + 130.0 * at as f64;
-        let _ = writeln!(text, "<rect x=\"{x}\" y=\"{:.0}\" width=\"10\" height=\"10\" fill=\"{colour}\"/>", y - 9.0);
+        let _ = writeln!(
+            text,
+            "<rect x=\"{x}\" y=\"{:.0}\" width=\"10\" height=\"10\" fill=\"{colour}\"/>",
+            y - 9.0
+        );
         let _ = writeln!(text, "<text x=\"{:.0}\" y=\"{y}\">{name}</text>", x + 14.0);
     }
     text + "</svg>\n"

@@ -279,8 +279,7 @@ fn check_engine(kernel: &Kernel, target: &Target, instr: &Instr) -> Result {
             format!("{} does not run on the {} engine of {}", op.name(), instr.engine.name(), target.name),
         ));
     }
-    let touches_psum =
-        op.views().iter().any(|(_, view)| kernel.tensor(view.tensor).space == Space::Psum);
+    let touches_psum = op.views().iter().any(|(_, view)| kernel.tensor(view.tensor).space == Space::Psum);
     if instr.engine == GpSimd && touches_psum {
         return Err(NeuronError::new(
             "err_unsupported_memory",
@@ -303,7 +302,10 @@ fn check_matmul(kernel: &Kernel, target: &Target, dst: &View, stationary: &View,
     let (k, m, n) = (stationary.parts, stationary.len(), moving.len());
     let fail = |code, message: String| Err(NeuronError::new(code, message));
     if k > PARTITIONS {
-        return fail("err_size_of_dimension_exceed_arch_limit", format!("Matmul contraction dimension {k} exceeds pmax=128"));
+        return fail(
+            "err_size_of_dimension_exceed_arch_limit",
+            format!("Matmul contraction dimension {k} exceeds pmax=128"),
+        );
     }
     if k != moving.parts {
         return fail(
@@ -320,7 +322,10 @@ fn check_matmul(kernel: &Kernel, target: &Target, dst: &View, stationary: &View,
     if n > MOVING_MAX {
         return fail(
             "err_size_of_dimension_exceed_arch_limit",
-            format!("Matmul moving free dimension {n} exceeds max 512 for nc_version=nc_version.{}", target.nki),
+            format!(
+                "Matmul moving free dimension {n} exceeds max 512 for nc_version=nc_version.{}",
+                target.nki
+            ),
         );
     }
     if dst.parts != m || dst.len() != n {
@@ -341,7 +346,10 @@ fn check_matmul(kernel: &Kernel, target: &Target, dst: &View, stationary: &View,
         );
     }
     if dtype(dst) != Dtype::F32 {
-        return fail("err_matmul_dtype", format!("Matmul dst must be float32 in PSUM, got {}", dtype(dst).name()));
+        return fail(
+            "err_matmul_dtype",
+            format!("Matmul dst must be float32 in PSUM, got {}", dtype(dst).name()),
+        );
     }
     check_bank(kernel, target, dst)
 }
@@ -355,7 +363,10 @@ fn check_bank(kernel: &Kernel, target: &Target, dst: &View) -> Result {
     if first / target.psum_bank_bytes != last / target.psum_bank_bytes {
         return Err(NeuronError::new(
             "err_psum_bank",
-            format!("dst spans PSUM banks: bytes {first} to {last} of a partition, a bank has {}", target.psum_bank_bytes),
+            format!(
+                "dst spans PSUM banks: bytes {first} to {last} of a partition, a bank has {}",
+                target.psum_bank_bytes
+            ),
         )
         .of(&tensor.name));
     }
@@ -415,9 +426,7 @@ fn check_reduction(op: Alu) -> Result {
 }
 
 fn mismatch(kernel: &Kernel, op: &Op, argument: &str, view: &View, dst: &View) -> NeuronError {
-    let shown = |view: &View| {
-        format!("{}[{}, {}]", kernel.tensor(view.tensor).name, view.parts, view.len())
-    };
+    let shown = |view: &View| format!("{}[{}, {}]", kernel.tensor(view.tensor).name, view.parts, view.len());
     NeuronError::new(
         "err_num_partition_mismatch",
         format!(

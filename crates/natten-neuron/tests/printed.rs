@@ -23,7 +23,8 @@ fn problems() -> Vec<(&'static str, Problem, OpRequest)> {
     let full = Neighborhood::full(40, 150, Some(Alignment::BottomRight)).unwrap();
     let softcap = Program::builder(1).score("4*tanh(score/4)").row("sigmoid").build().unwrap();
     let softcap = build(full, DType::F16).program(softcap).build().unwrap();
-    let jvp = build(windows(&[AxisParams::new(24, 5).dilation(3)]), DType::F32).head_dim_v(6).build().unwrap();
+    let jvp =
+        build(windows(&[AxisParams::new(24, 5).dilation(3)]), DType::F32).head_dim_v(6).build().unwrap();
     let tangents = [Role::TangentQuery, Role::TangentKey, Role::TangentValue];
     vec![
         ("na1d-forward", na1d.clone(), OpRequest::forward(&na1d)),
@@ -48,8 +49,13 @@ fn inputs(problem: &Problem, request: &OpRequest) -> HostTensors {
     }
     if all.contains_key(&Role::Output) {
         let forward = OpRequest::forward(problem);
-        let results =
-            evaluate(&natten_core::reference::ReferenceBackend::new(), problem, &forward, &PlanOptions::default(), &all);
+        let results = evaluate(
+            &natten_core::reference::ReferenceBackend::new(),
+            problem,
+            &forward,
+            &PlanOptions::default(),
+            &all,
+        );
         all.extend(results.unwrap());
     }
     all
@@ -109,7 +115,12 @@ fn the_numpy_model_gives_what_the_simulator_gives() {
 }
 
 /// Writes inputs and module to a directory and runs the model on them.
-fn launch(plan: &std::sync::Arc<dyn natten_core::Plan>, problem: &Problem, inputs: &HostTensors, directory: &Path) {
+fn launch(
+    plan: &std::sync::Arc<dyn natten_core::Plan>,
+    problem: &Problem,
+    inputs: &HostTensors,
+    directory: &Path,
+) {
     let mut tensors = serde_json::Map::new();
     for (&role, tensor) in inputs {
         let name = problem.name(role).into_owned();

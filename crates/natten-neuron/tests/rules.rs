@@ -52,14 +52,22 @@ fn partitions_beyond_128() {
     let error = broken(|b| {
         b.sbuf("wide", &[256, 4], Dtype::F32);
     });
-    check(&error, "err_num_partition_exceed_arch_limit", "number of partitions 256 exceed architecture limitation of 128.");
+    check(
+        &error,
+        "err_num_partition_exceed_arch_limit",
+        "number of partitions 256 exceed architecture limitation of 128.",
+    );
     let error = broken(|b| {
         let wide = b.sbuf("ok", &[128, 4], Dtype::F32);
         let dst = View { parts: 256, ..b.at(wide, 128, 0, 4) };
         let src = b.pattern(TensorId(0), 1, 0, vec![(1, 1024)]);
         b.dma(dst, src);
     });
-    check(&error, "err_num_partition_exceed_arch_limit", "dma_copy dst partition dimension 256 exceeds maximum 128");
+    check(
+        &error,
+        "err_num_partition_exceed_arch_limit",
+        "dma_copy dst partition dimension 256 exceeds maximum 128",
+    );
 }
 
 #[test]
@@ -165,7 +173,11 @@ fn transposes_beyond_128() {
         let dst = b.at(psum, 128, 0, 256);
         b.transpose(dst, wide);
     });
-    check(&error, "err_size_of_dimension_exceed_arch_limit", "of 'transpose' exceed architecture limitation of 128.");
+    check(
+        &error,
+        "err_size_of_dimension_exceed_arch_limit",
+        "of 'transpose' exceed architecture limitation of 128.",
+    );
 }
 
 #[test]
@@ -235,7 +247,11 @@ fn partitions_that_differ() {
         b.memset(narrow.clone(), 1.0);
         b.tensor_tensor(wide.clone(), Alu::Add, wide, narrow);
     });
-    check(&error, "err_num_partition_mismatch", "mismatch in parameters (w[128, 8], data2 n[1, 8]) of 'tensor_tensor'");
+    check(
+        &error,
+        "err_num_partition_mismatch",
+        "mismatch in parameters (w[128, 8], data2 n[1, 8]) of 'tensor_tensor'",
+    );
 }
 
 #[test]
@@ -288,7 +304,11 @@ fn engines_without_the_instruction() {
             b.push(engine, Op::TensorCopy { dst: view.clone(), src: view });
         }
     };
-    check(&broken(copy(Engine::Scalar)), "err_engine", "tensor_copy does not run on the scalar engine of NeuronCore-v2");
+    check(
+        &broken(copy(Engine::Scalar)),
+        "err_engine",
+        "tensor_copy does not run on the scalar engine of NeuronCore-v2",
+    );
     assert!(verify(&kernel(copy(Engine::Scalar)), &Target::v3()).is_ok());
 }
 

@@ -94,7 +94,8 @@ pub(super) struct AttentionArgs {
 pub(super) struct Extents(Vec<usize>);
 
 fn extents(text: &str) -> Result<Extents, String> {
-    let parse = |part: &str| part.parse().map_err(|_| format!("'{part}' is no extent: it must be like 64x64"));
+    let parse =
+        |part: &str| part.parse().map_err(|_| format!("'{part}' is no extent: it must be like 64x64"));
     text.split('x').map(parse).collect::<Result<_, _>>().map(Extents)
 }
 
@@ -155,7 +156,8 @@ impl AttentionArgs {
     pub(super) fn plan(&self) -> Result<Planned> {
         let (problem, request) = self.problem()?;
         let backend = NeuronBackend::new(self.target.target());
-        let plan = natten::block_on(natten::Backend::plan(&backend, &problem, &request, &PlanOptions::default()))?;
+        let plan =
+            natten::block_on(natten::Backend::plan(&backend, &problem, &request, &PlanOptions::default()))?;
         Ok(Planned { plan, flops: flops(&problem, request.op) })
     }
 }
@@ -237,7 +239,12 @@ pub(super) struct SdArgs {
 impl SdArgs {
     pub(super) fn attention(&self) -> Result<SdAttention> {
         let Some(dtype) = Dtype::of(self.dtype) else {
-            return Err(Error::invalid("dtype", self.dtype, "the NeuronCore has f32, f16 and bf16", "use one of them"));
+            return Err(Error::invalid(
+                "dtype",
+                self.dtype,
+                "the NeuronCore has f32, f16 and bf16",
+                "use one of them",
+            ));
         };
         Ok(SdAttention {
             len: self.length,

@@ -185,6 +185,7 @@ impl View {
 
 /// A statement.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all are instructions")]
 pub enum Stmt {
     /// A static loop. Its variable is its depth.
     For {

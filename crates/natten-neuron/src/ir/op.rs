@@ -354,7 +354,9 @@ impl Op {
             Self::MatMul { dst, stationary, moving, .. } => {
                 vec![("dst", dst), ("stationary", stationary), ("moving", moving)]
             }
-            Self::Transpose { dst, data } | Self::Reciprocal { dst, data } => vec![("dst", dst), ("data", data)],
+            Self::Transpose { dst, data } | Self::Reciprocal { dst, data } => {
+                vec![("dst", dst), ("data", data)]
+            }
             Self::Activation { dst, data, bias, scale, sum, .. } => {
                 let mut all = vec![("dst", dst)];
                 all.extend(sum.iter().map(|view| ("reduce_res", view)));

@@ -1,7 +1,9 @@
 //! Writes kernels: declares tensors, appends instructions, and makes loops of what repeats.
 
 use crate::dtype::Dtype;
-use crate::ir::{Affine, Alu, Engine, Function, Instr, Kernel, Op, Operand, Space, Stmt, Tensor, TensorId, View};
+use crate::ir::{
+    Affine, Alu, Engine, Function, Instr, Kernel, Op, Operand, Space, Stmt, Tensor, TensorId, View,
+};
 
 /// A kernel on its way.
 #[derive(Debug)]
@@ -23,7 +25,13 @@ impl Builder {
     }
 
     /// Declares a tensor.
-    pub fn tensor(&mut self, name: impl Into<String>, space: Space, shape: &[usize], dtype: Dtype) -> TensorId {
+    pub fn tensor(
+        &mut self,
+        name: impl Into<String>,
+        space: Space,
+        shape: &[usize],
+        dtype: Dtype,
+    ) -> TensorId {
         self.tensors.push(Tensor { name: name.into(), space, shape: shape.to_vec(), dtype });
         TensorId(self.tensors.len() - 1)
     }

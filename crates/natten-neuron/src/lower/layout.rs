@@ -33,6 +33,11 @@ impl Tokens {
             Self::Range(_, len) => *len,
         }
     }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 impl Layout {

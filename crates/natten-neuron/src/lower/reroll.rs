@@ -10,10 +10,9 @@ pub fn reroll(groups: Vec<Vec<Stmt>>, depth: usize, periods: &[usize]) -> Vec<St
     let mut out = Vec::new();
     let mut at = 0;
     while at < groups.len() {
-        let best = periods
-            .iter()
-            .map(|&period| (period, trips(&groups[at..], period, depth)))
-            .max_by_key(|&(period, trips)| (if trips >= 2 { trips * period } else { 0 }, usize::MAX - period));
+        let best = periods.iter().map(|&period| (period, trips(&groups[at..], period, depth))).max_by_key(
+            |&(period, trips)| (if trips >= 2 { trips * period } else { 0 }, usize::MAX - period),
+        );
         match best {
             Some((period, count)) if count >= 2 => {
                 let body = groups[at..at + period].concat();
@@ -67,12 +66,7 @@ fn trips(groups: &[Vec<Stmt>], period: usize, depth: usize) -> usize {
 }
 
 /// Whether statements are the trip number `trip` of a loop's body.
-fn matches<'a>(
-    body: &[Stmt],
-    mut stmts: impl Iterator<Item = &'a Stmt>,
-    depth: usize,
-    trip: usize,
-) -> bool {
+fn matches<'a>(body: &[Stmt], mut stmts: impl Iterator<Item = &'a Stmt>, depth: usize, trip: usize) -> bool {
     body.iter().all(|stmt| stmts.next().is_some_and(|other| at_trip(stmt, depth, trip) == *other))
         && stmts.next().is_none()
 }
@@ -106,7 +100,9 @@ fn merge(first: &[Stmt], second: &[Stmt], depth: usize) -> Option<Vec<Stmt>> {
 
 fn merge_stmt(a: &Stmt, b: &Stmt, depth: usize) -> Option<Stmt> {
     match (a, b) {
-        (Stmt::For { count, body }, Stmt::For { count: other_count, body: other }) if count == other_count => {
+        (Stmt::For { count, body }, Stmt::For { count: other_count, body: other })
+            if count == other_count =>
+        {
             Some(Stmt::For { count: *count, body: merge(body, other, depth)? })
         }
         (Stmt::Instr(a), Stmt::Instr(b)) if a.engine == b.engine => {

@@ -59,7 +59,12 @@ impl SdAttention {
         };
         if self.len == 0 || !self.len.is_multiple_of(multiple) {
             let rule = format!("it must be a multiple of {multiple}");
-            return Err(Error::invalid("length", self.len, rule, "pad the sequence, or use another schedule"));
+            return Err(Error::invalid(
+                "length",
+                self.len,
+                rule,
+                "pad the sequence, or use another schedule",
+            ));
         }
         if self.dim == 0 || self.dim > PARTITIONS {
             return Err(Error::invalid(
@@ -70,7 +75,12 @@ impl SdAttention {
             ));
         }
         if self.causal && self.schedule == Schedule::Allocated {
-            return Err(Error::invalid("causal", true, "the allocated variant has no mask", "use the tutorial's"));
+            return Err(Error::invalid(
+                "causal",
+                true,
+                "the allocated variant has no mask",
+                "use the tutorial's",
+            ));
         }
         Ok(Sd::new(*self).kernel())
     }
@@ -193,7 +203,8 @@ impl Sd {
     /// Loads 128 tokens; of queries and keys their transposes, the queries scaled.
     fn load(&mut self, which: usize, tile: usize) {
         let dim = self.args.dim;
-        let from = self.b.pattern(self.inputs[which], 1, tile * PARTITIONS * dim, vec![(dim, PARTITIONS), (1, dim)]);
+        let from =
+            self.b.pattern(self.inputs[which], 1, tile * PARTITIONS * dim, vec![(dim, PARTITIONS), (1, dim)]);
         let turn = tile % STAGED;
         let staged = self.b.at(self.staging, PARTITIONS, turn * dim, dim);
         self.b.dma(staged.clone(), from);
@@ -269,7 +280,8 @@ impl Sd {
             let dst = self.b.at(self.strips[turn], PARTITIONS, block * WIDE, WIDE);
             let result = self.b.at(self.maxima[turn], PARTITIONS, block, 1);
             let operand = Operand::Const(1.0);
-            let op = Op::TensorScalarReduce { dst, data, op: Alu::Multiply, operand, reduce: Alu::Max, result };
+            let op =
+                Op::TensorScalarReduce { dst, data, op: Alu::Multiply, operand, reduce: Alu::Max, result };
             self.b.push(Engine::Vector, op);
         }
         let maxima = self.b.at(self.maxima[turn], PARTITIONS, 0, count);
@@ -351,8 +363,10 @@ impl Sd {
                     let dst = self.b.at(psum, PARTITIONS, part * PARTITIONS, PARTITIONS);
                     self.b.transpose(dst, data);
                 }
-                let (dst, src) =
-                    (self.b.at(self.moved[step % 2], PARTITIONS, 0, WIDE), self.b.at(psum, PARTITIONS, 0, WIDE));
+                let (dst, src) = (
+                    self.b.at(self.moved[step % 2], PARTITIONS, 0, WIDE),
+                    self.b.at(psum, PARTITIONS, 0, WIDE),
+                );
                 self.b.copy(Engine::Scalar, dst, src);
             }
             let Some(set) = step.checked_sub(1) else { continue };

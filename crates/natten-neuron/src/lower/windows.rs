@@ -2,7 +2,7 @@
 //! blocks of at most 512 columns of chunks of at most 128 keys. Everything about windows is asked of the core's geometry.
 
 use natten_core::geometry::{Coverage, Neighborhood, TileBox, TileClass, Tiles};
-use natten_core::{coverage_of, PlanOptions, Problem, Result, padded_tile};
+use natten_core::{PlanOptions, Problem, Result, coverage_of, padded_tile};
 
 use super::layout::Tokens;
 use crate::ir::{MOVING_MAX, PARTITIONS};
@@ -22,6 +22,11 @@ impl Block {
     /// Keys in all.
     pub fn len(&self) -> usize {
         self.chunks.iter().map(Tokens::len).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.iter().all(Tokens::is_empty)
     }
 
     /// The chunks with their first columns.
@@ -108,7 +113,9 @@ impl Windows {
             }
         }
         let tiles = match (query, key) {
-            (Some(query), key) => Tiles::new(neighborhood, query, key.unwrap_or_else(|| chunk_of(neighborhood, query))),
+            (Some(query), key) => {
+                Tiles::new(neighborhood, query, key.unwrap_or_else(|| chunk_of(neighborhood, query)))
+            }
             (None, key) => cheapest(neighborhood, key),
         };
         Ok(Self { tiles, neighborhood: neighborhood.clone(), additional: problem.additional_tokens() })
@@ -242,8 +249,7 @@ fn chunk_of(neighborhood: &Neighborhood, query: [usize; 3]) -> [usize; 3] {
 /// The query box of at most 128 tokens, and its chunks, that cost the fewest columns: what is visited, a column counting
 /// as the whole partition dimension whether rows are used or not.
 fn cheapest(neighborhood: &Neighborhood, key: Option<[usize; 3]>) -> Tiles {
-    let lens: [usize; 3] =
-        std::array::from_fn(|a| neighborhood.axes()[a].query_group_len(0).max(1));
+    let lens: [usize; 3] = std::array::from_fn(|a| neighborhood.axes()[a].query_group_len(0).max(1));
     let sizes = |len: usize| {
         let mut sizes: Vec<usize> = [1, 2, 4, 8, 16, 32, 64, 128].into_iter().filter(|&n| n < len).collect();
         sizes.push(len.min(PARTITIONS));

@@ -24,7 +24,9 @@ pub(super) fn declaration(tensor: &Tensor) -> Option<String> {
             let shape = tuple(rest);
             let shape = shape.trim_start_matches('(').trim_end_matches(')').trim_end_matches(',');
             let space = tensor.space.name();
-            Some(format!("{name} = nl.ndarray((nl.par_dim({parts}), {shape}), dtype=nl.{dtype}, buffer=nl.{space})"))
+            Some(format!(
+                "{name} = nl.ndarray((nl.par_dim({parts}), {shape}), dtype=nl.{dtype}, buffer=nl.{space})"
+            ))
         }
     }
 }
@@ -75,7 +77,8 @@ pub(super) fn instruction(kernel: &Kernel, instr: &Instr) -> String {
         Op::Transpose { dst, data } => assign(dst, format!("nisa.nc_transpose({}, {engine})", of(data))),
         Op::Activation { dst, function, data, bias, scale, sum } => {
             let bias = bias.as_ref().map_or_else(String::new, |bias| format!(", bias={}", of(bias)));
-            let common = format!("op=nl.{}, data={}{bias}, scale={}", function.name(), of(data), operand(scale));
+            let common =
+                format!("op=nl.{}, data={}{bias}, scale={}", function.name(), of(data), operand(scale));
             match sum {
                 None => assign(dst, format!("nisa.activation({common})")),
                 Some(sum) => assign(
@@ -125,7 +128,12 @@ pub(super) fn instruction(kernel: &Kernel, instr: &Instr) -> String {
         ),
         Op::TensorCopy { dst, src } => assign(dst, format!("nisa.tensor_copy({}, {engine})", of(src))),
         Op::CopyPredicated { dst, src, predicate } => {
-            format!("nisa.tensor_copy_predicated(src={}, dst={}, predicate={})", of(src), of(dst), of(predicate))
+            format!(
+                "nisa.tensor_copy_predicated(src={}, dst={}, predicate={})",
+                of(src),
+                of(dst),
+                of(predicate)
+            )
         }
         Op::AffineSelect { dst, data, pattern, offset, channel, fill } => {
             let axes = 1 + pattern.len();

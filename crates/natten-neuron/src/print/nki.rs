@@ -32,7 +32,8 @@ fn view(kernel: &Kernel, view: &View) -> String {
         let (from, to) = (affine(&view.offset, 0), affine(&view.offset, count));
         return format!("{name}[{}:{}, {from}:{to}]", view.part, view.part + view.parts);
     }
-    let mut pairs: Vec<String> = view.ap.iter().map(|(stride, count)| format!("[{stride}, {count}]")).collect();
+    let mut pairs: Vec<String> =
+        view.ap.iter().map(|(stride, count)| format!("[{stride}, {count}]")).collect();
     let mut first = 0;
     if !is_hbm {
         pairs.insert(0, format!("[{}, {}]", tensor.free_len(), view.parts));
@@ -116,7 +117,8 @@ pub(super) fn instruction(kernel: &Kernel, instr: &Instr) -> String {
             format!("dst={}, src={}, predicate={}", of(dst), of(src), of(predicate))
         }
         Op::AffineSelect { dst, data, pattern, offset, channel, fill } => {
-            let pairs: Vec<String> = pattern.iter().map(|(step, count)| format!("[{step}, {count}]")).collect();
+            let pairs: Vec<String> =
+                pattern.iter().map(|(step, count)| format!("[{step}, {count}]")).collect();
             format!(
                 "dst={}, pattern=[{}], channel_multiplier={channel}, on_true_tile={}, on_false_value={}, \
                  cmp_op=nl.greater_equal, offset={offset}",

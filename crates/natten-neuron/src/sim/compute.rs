@@ -231,4 +231,3 @@ fn transposed(tile: &[f32], parts: usize, len: usize, target: &Target) -> Vec<f3
     }
     out
 }
-

@@ -39,9 +39,10 @@ pub fn cycles(kernel: &Kernel, target: &Target, instr: &Instr) -> f64 {
         Op::TensorTensor { a, b, op, .. } => {
             let one_in_psum = in_sbuf(a) != in_sbuf(b);
             let all_16_bit = [a, b, dst].into_iter().all(|view| tensor(view).dtype == Dtype::Bf16);
-            let simple = matches!(op, Alu::Add | Alu::Multiply | Alu::Subtract);
+            let is_simple = matches!(op, Alu::Add | Alu::Multiply | Alu::Subtract);
+            let is_single = one_in_psum || (all_16_bit && is_simple);
             match instr.engine {
-                Engine::Vector if !one_in_psum && !(all_16_bit && simple) => min.max(2.0 * n),
+                Engine::Vector if !is_single => min.max(2.0 * n),
                 _ => min.max(n / fast(&[a, b, dst], 2.0)),
             }
         }
@@ -50,7 +51,7 @@ pub fn cycles(kernel: &Kernel, target: &Target, instr: &Instr) -> f64 {
         Op::ScalarTensorTensor { data, b, op0, op1, .. } => {
             let fast = [data, b].into_iter().all(|view| tensor(view).dtype == Dtype::Bf16)
                 && (*op0, *op1) == (Alu::Subtract, Alu::Multiply)
-                && dst.len() % 2 == 0;
+                && dst.len().is_multiple_of(2);
             min.max(if fast { n } else { 2.0 * n })
         }
         Op::TensorCopy { src, .. } => min.max(n / fast(&[src, dst], 4.0)),

@@ -161,7 +161,8 @@ impl Machine<'_> {
                 let begins = (end + self.target.dma_latency_ns).max(self.dma_free);
                 let nanoseconds = transfer.nanoseconds(self.target);
                 // A few descriptors keep a few engines busy; the others go on with what comes next.
-                let share = transfer.descriptors.min(self.target.dma_queues) as f64 / self.target.dma_queues as f64;
+                let share =
+                    transfer.descriptors.min(self.target.dma_queues) as f64 / self.target.dma_queues as f64;
                 self.dma_free = begins + nanoseconds * share;
                 let done = begins + nanoseconds;
                 report.ran(Lane::Dma, begins, self.dma_free, work.name, number as usize);

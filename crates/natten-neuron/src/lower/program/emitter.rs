@@ -13,7 +13,7 @@ use crate::dtype::Dtype;
 use crate::ir::{Engine, Op, PARTITIONS, Space, Tensor, TensorId, View};
 
 /// The most columns of a score tile.
-pub const COLUMNS: usize = 256;
+pub(super) const COLUMNS: usize = 256;
 /// Bytes a partition of the operands of one tensor, in each form.
 const OPERAND_BYTES: usize = 8 * 1024;
 /// Columns of the numbers of rows; each tile has half of them, in turn.
@@ -39,13 +39,13 @@ struct Input {
 
 /// A kernel of a program on its way.
 #[derive(Debug)]
-pub struct Emitter<'a> {
+pub(super) struct Emitter<'a> {
     /// The problem.
-    pub problem: &'a Problem,
+    pub(super) problem: &'a Problem,
     /// The kernel.
-    pub b: Builder,
+    pub(super) b: Builder,
     /// The type of operands of matrix products.
-    pub dtype: Dtype,
+    pub(super) dtype: Dtype,
     inputs: BTreeMap<Role, Input>,
     sources: Vec<(TensorId, Source)>,
     sinks: Vec<(TensorId, Sink)>,
@@ -63,7 +63,7 @@ pub struct Emitter<'a> {
     transposes: [TensorId; 2],
     next_transpose: usize,
     /// Accumulators of products.
-    pub accumulators: [TensorId; 2],
+    pub(super) accumulators: [TensorId; 2],
     moved: [TensorId; 2],
     cast: [TensorId; 4],
     next_cast: usize,
@@ -73,7 +73,7 @@ pub struct Emitter<'a> {
     results: [TensorId; 2],
     next_result: usize,
     /// Whether some inputs are not finite: then nothing is transposed by the tensor engine but single rows.
-    pub is_exact: bool,
+    pub(super) is_exact: bool,
 }
 
 #[derive(Debug, Default)]
@@ -85,7 +85,13 @@ struct Gather {
 
 impl<'a> Emitter<'a> {
     /// An empty kernel that reads these tensors.
-    pub fn new(problem: &'a Problem, name: &str, dtype: Dtype, roles: &[Role], is_exact: bool) -> Self {
+    pub(super) fn new(
+        problem: &'a Problem,
+        name: &str,
+        dtype: Dtype,
+        roles: &[Role],
+        is_exact: bool,
+    ) -> Self {
         let mut b = Builder::new(name);
         let mut sources = Vec::new();
         let mut inputs = BTreeMap::new();
@@ -143,14 +149,14 @@ impl<'a> Emitter<'a> {
     }
 
     /// Declares an output.
-    pub fn output(&mut self, name: &str, shape: &[usize], dtype: Dtype, sink: Sink) -> TensorId {
+    pub(super) fn output(&mut self, name: &str, shape: &[usize], dtype: Dtype, sink: Sink) -> TensorId {
         let tensor = self.b.tensor(name, Space::Output, shape, dtype);
         self.sinks.push((tensor, sink));
         tensor
     }
 
     /// Declares the outputs of a request that a kernel writes.
-    pub fn results(&mut self, request: &OpRequest, roles: &[Role]) -> BTreeMap<Role, TensorId> {
+    pub(super) fn results(&mut self, request: &OpRequest, roles: &[Role]) -> BTreeMap<Role, TensorId> {
         let wanted = roles.iter().copied().filter(|&role| request.wants.contains(role));
         wanted
             .map(|role| {
@@ -162,24 +168,24 @@ impl<'a> Emitter<'a> {
     }
 
     /// Declares an input that is no bound tensor.
-    pub fn input(&mut self, name: &str, shape: &[usize], dtype: Dtype, source: Source) -> TensorId {
+    pub(super) fn input(&mut self, name: &str, shape: &[usize], dtype: Dtype, source: Source) -> TensorId {
         let tensor = self.b.tensor(name, Space::Input, shape, dtype);
         self.sources.push((tensor, source));
         tensor
     }
 
     /// Whether the kernel reads a tensor.
-    pub fn has(&self, role: Role) -> bool {
+    pub(super) fn has(&self, role: Role) -> bool {
         self.inputs.contains_key(&role)
     }
 
     /// The layout of an input.
-    pub fn layout(&self, role: Role) -> Layout {
+    pub(super) fn layout(&self, role: Role) -> Layout {
         self.inputs[&role].layout
     }
 
     /// The vectors of some tokens in SBUF, [tokens, dim].
-    pub fn natural(&mut self, role: Role, batch: usize, head: usize, tokens: &Tokens) -> View {
+    pub(super) fn natural(&mut self, role: Role, batch: usize, head: usize, tokens: &Tokens) -> View {
         let Some(input) = self.inputs.get_mut(&role) else { unreachable!("{role} is an input") };
         let (slot, is_new) = input.natural.cache.slot(&(batch, head, *tokens));
         let dim = input.layout.dim();
@@ -193,7 +199,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// The vectors of some tokens in SBUF, transposed, one view a chunk of the dim: [dim, tokens].
-    pub fn transposed(&mut self, role: Role, batch: usize, head: usize, tokens: &Tokens) -> Vec<View> {
+    pub(super) fn transposed(&mut self, role: Role, batch: usize, head: usize, tokens: &Tokens) -> Vec<View> {
         let Some(input) = self.inputs.get_mut(&role) else { unreachable!("{role} is an input") };
         let (slot, is_new) = input.transposed.cache.slot(&(batch, head, *tokens));
         let (dim, layout, source) = (input.layout.dim(), input.layout, input.tensor);
@@ -232,7 +238,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// A transpose of a tile of operands, in SBUF.
-    pub fn transposed_tile(&mut self, data: View) -> View {
+    pub(super) fn transposed_tile(&mut self, data: View) -> View {
         let moved = self.moved[self.next_transpose % 2];
         let psum = self.transpose(data);
         let dst = self.b.at(moved, psum.parts, 0, psum.len());
@@ -241,14 +247,14 @@ impl<'a> Emitter<'a> {
     }
 
     /// Some of PSUM for a product.
-    pub fn product(&mut self, rows: usize, columns: usize) -> View {
+    pub(super) fn product(&mut self, rows: usize, columns: usize) -> View {
         let psum = self.products[self.next_product % 4];
         self.next_product += 1;
         self.b.at(psum, rows, 0, columns)
     }
 
     /// A tile as the operand of a matrix product: of the problem's type.
-    pub fn operand(&mut self, tile: View) -> View {
+    pub(super) fn operand(&mut self, tile: View) -> View {
         if self.dtype == Dtype::F32 {
             return tile;
         }
@@ -260,7 +266,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// A scratch tile of f32.
-    pub fn tile(&mut self, rows: usize, columns: usize) -> View {
+    pub(super) fn tile(&mut self, rows: usize, columns: usize) -> View {
         // A few more than are needed, so that a buffer rests before it is written again.
         if self.free.len() < 3 {
             let number = self.scratch.len();
@@ -273,20 +279,20 @@ impl<'a> Emitter<'a> {
     }
 
     /// Gives a scratch tile back.
-    pub fn release(&mut self, tile: &View) {
+    pub(super) fn release(&mut self, tile: &View) {
         if self.scratch.contains(&tile.tensor) && !self.free.contains(&tile.tensor) {
             self.free.push_back(tile.tensor);
         }
     }
 
     /// Begins the numbers of another tile's rows.
-    pub fn begin_rows(&mut self) {
+    pub(super) fn begin_rows(&mut self) {
         self.row_turn = 1 - self.row_turn;
         self.next_row = 0;
     }
 
     /// Numbers of the rows of a tile, [rows, columns], until the tile after the next begins.
-    pub fn row(&mut self, rows: usize, columns: usize) -> View {
+    pub(super) fn row(&mut self, rows: usize, columns: usize) -> View {
         let half = ROW_COLUMNS / 2;
         if self.next_row + columns > half {
             self.next_row = 0;
@@ -297,14 +303,14 @@ impl<'a> Emitter<'a> {
     }
 
     /// Some of SBUF for a result on its way to HBM.
-    pub fn result(&mut self, rows: usize, columns: usize) -> View {
+    pub(super) fn result(&mut self, rows: usize, columns: usize) -> View {
         let tensor = self.results[self.next_result % 2];
         self.next_result += 1;
         self.b.at(tensor, rows, 0, columns)
     }
 
     /// A predicate in SBUF.
-    pub fn mask(&mut self, holds: &[bool], rows: usize, columns: usize) -> View {
+    pub(super) fn mask(&mut self, holds: &[bool], rows: usize, columns: usize) -> View {
         let table: Vec<f32> = holds.iter().map(|&holds| f32::from(u8::from(holds))).collect();
         let at = self.masks.add(&table);
         let (slot, is_new) = self.mask_cache.slot(&(at, rows, columns));
@@ -317,7 +323,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// A predicate that was computed: of one selection, or of which pairs of a block count, which lives longer.
-    pub fn predicate(&mut self, tile: &View, of_block: bool) -> View {
+    pub(super) fn predicate(&mut self, tile: &View, of_block: bool) -> View {
         let turn = &mut self.next_predicate[usize::from(of_block)];
         *turn += 1;
         let slot = 2 * usize::from(of_block) + *turn % 2;
@@ -327,14 +333,14 @@ impl<'a> Emitter<'a> {
     }
 
     /// A table of known numbers, loaded into a view.
-    pub fn load_known(&mut self, table: &[f32], dst: View) {
+    pub(super) fn load_known(&mut self, table: &[f32], dst: View) {
         let at = self.numbers.add(table);
         let src = self.numbers.view(&self.b, at, dst.parts, dst.len());
         self.b.dma(dst, src);
     }
 
     /// Elements of a bound tensor, gathered by the launcher and loaded into a view.
-    pub fn load_gathered(&mut self, role: Role, places: Vec<u32>, dst: View) {
+    pub(super) fn load_gathered(&mut self, role: Role, places: Vec<u32>, dst: View) {
         let gather = self.gathers.entry(role).or_default();
         let tensor = *gather.tensor.get_or_insert_with(|| {
             let name = format!("{}_tiles", self.problem.name(role));
@@ -354,7 +360,13 @@ impl<'a> Emitter<'a> {
     }
 
     /// Copies between HBM and SBUF some numbers of tokens of a head.
-    pub fn store(&mut self, tensor: TensorId, layout: &Layout, at: (usize, usize, &Tokens), src: View) {
+    pub(super) fn store(
+        &mut self,
+        tensor: TensorId,
+        layout: &Layout,
+        at: (usize, usize, &Tokens),
+        src: View,
+    ) {
         let (batch, head, tokens) = at;
         let (first, pairs) = layout.vectors(batch, head, tokens, 0, src.len());
         let dst = self.b.pattern(tensor, 1, first, pairs);
@@ -362,7 +374,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Loads some numbers of tokens of a head.
-    pub fn load(&mut self, tensor: TensorId, layout: &Layout, at: (usize, usize, &Tokens), dst: View) {
+    pub(super) fn load(&mut self, tensor: TensorId, layout: &Layout, at: (usize, usize, &Tokens), dst: View) {
         let (batch, head, tokens) = at;
         let (first, pairs) = layout.vectors(batch, head, tokens, 0, dst.len());
         let src = self.b.pattern(tensor, 1, first, pairs);
@@ -370,12 +382,12 @@ impl<'a> Emitter<'a> {
     }
 
     /// A constant.
-    pub fn fill(&mut self, dst: View, value: f32) {
+    pub(super) fn fill(&mut self, dst: View, value: f32) {
         self.b.push(Engine::Vector, Op::Memset { dst, value });
     }
 
     /// The kernel, its inputs and outputs in the order of its tensors.
-    pub fn finish(mut self) -> Launch {
+    pub(super) fn finish(mut self) -> Launch {
         let constants = [(self.masks, Dtype::U8), (self.numbers, Dtype::F32)];
         let names = ["masks", "tables"];
         let mut by_name: BTreeMap<String, Source> = BTreeMap::new();
@@ -391,9 +403,7 @@ impl<'a> Emitter<'a> {
         }
         let mut by_tensor: BTreeMap<TensorId, Source> = self.sources.into_iter().collect();
         let kernel = self.b.finish();
-        let is_in = |space: Space| {
-            move |(_, tensor): &(usize, &Tensor)| tensor.space == space
-        };
+        let is_in = |space: Space| move |(_, tensor): &(usize, &Tensor)| tensor.space == space;
         let sources = kernel
             .tensors
             .iter()
@@ -415,7 +425,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Gives the scatter of an output its places, once they are known.
-    pub fn set_sink(&mut self, tensor: TensorId, len: usize, sink: Sink) {
+    pub(super) fn set_sink(&mut self, tensor: TensorId, len: usize, sink: Sink) {
         self.b.resize(tensor, &[len]);
         if let Some(entry) = self.sinks.iter_mut().find(|(of, _)| *of == tensor) {
             entry.1 = sink;

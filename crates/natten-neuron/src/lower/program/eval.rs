@@ -14,7 +14,7 @@ use crate::ir::{Alu, Engine, Function, Op, Operand, View};
 
 /// What an expression is on the machine.
 #[derive(Clone, Debug)]
-pub enum Value {
+pub(super) enum Value {
     /// A number.
     Const(f32),
     /// One a row.
@@ -25,13 +25,13 @@ pub enum Value {
 
 /// The evaluation of some expressions on a block.
 #[derive(Debug)]
-pub struct Scope<'s> {
+pub(super) struct Scope<'s> {
     /// The pairs.
-    pub site: &'s Site<'s>,
+    pub(super) site: &'s Site<'s>,
     /// The functions.
-    pub lowered: &'s Lowered,
+    pub(super) lowered: &'s Lowered,
     /// Scores and their like.
-    pub leaves: HashMap<Var, Value>,
+    pub(super) leaves: HashMap<Var, Value>,
     memo: HashMap<Expr, Value>,
     uses: HashMap<Expr, usize>,
     mask: Option<Option<View>>,
@@ -39,12 +39,12 @@ pub struct Scope<'s> {
 
 impl<'s> Scope<'s> {
     /// Nothing is evaluated yet.
-    pub fn new(site: &'s Site<'s>, lowered: &'s Lowered, leaves: HashMap<Var, Value>) -> Self {
+    pub(super) fn new(site: &'s Site<'s>, lowered: &'s Lowered, leaves: HashMap<Var, Value>) -> Self {
         Self { site, lowered, leaves, memo: HashMap::new(), uses: HashMap::new(), mask: None }
     }
 
     /// Announces the expressions that will be asked for, so that scratch is given back after the last use.
-    pub fn begin(&mut self, roots: &[Expr]) {
+    pub(super) fn begin(&mut self, roots: &[Expr]) {
         let graph = &self.lowered.graph;
         let reached = graph.reached(roots);
         for (expr, node) in graph.iter().filter(|(expr, _)| reached[expr.index()]) {
@@ -64,7 +64,7 @@ impl<'s> Scope<'s> {
 ///
 /// # Errors
 /// [`Error::Unsupported`], naming the operation.
-pub fn check(graph: &Graph, expr: Expr) -> Result<()> {
+pub(super) fn check(graph: &Graph, expr: Expr) -> Result<()> {
     let refuse = |what: String, why: &str| Err(Error::unsupported(NAME, what, why));
     let reached = graph.reached(&[expr]);
     for (at, node) in graph.iter().filter(|(at, _)| reached[at.index()]) {
@@ -74,19 +74,31 @@ pub fn check(graph: &Graph, expr: Expr) -> Result<()> {
         let is_int = |expr: Expr| graph.type_of(expr) == Type::I;
         match node {
             Node::Load(_, index) if index.iter().any(|&index| !Site::is_known(graph, index)) => {
-                return refuse("a load at a captured index".into(), "tables are laid out before their numbers are known");
+                return refuse(
+                    "a load at a captured index".into(),
+                    "tables are laid out before their numbers are known",
+                );
             }
             Node::Unary(op @ (Unary::Expm1 | Unary::Log1p | Unary::Floor | Unary::Sin | Unary::Cos), _) => {
-                return refuse(format!("{op:?} of scores"), "the scalar engine has no such function of full range");
+                return refuse(
+                    format!("{op:?} of scores"),
+                    "the scalar engine has no such function of full range",
+                );
             }
             Node::Random(..) => {
-                return refuse("random numbers of a captured seed".into(), "the plan draws them; give the seed as a number");
+                return refuse(
+                    "random numbers of a captured seed".into(),
+                    "the plan draws them; give the seed as a number",
+                );
             }
             Node::Unary(op @ (Unary::ToInt | Unary::LaneSum | Unary::LaneHalf | Unary::LanePair), _) => {
                 return refuse(format!("{op:?} of scores"), "the engines compute in f32, element by element");
             }
             Node::Binary(op, a, _) if !has_alu(*op) || (is_int(*a) && matches!(op, Binary::Div)) => {
-                return refuse(format!("{op:?} of captured numbers"), "the vector engine has no such operation");
+                return refuse(
+                    format!("{op:?} of captured numbers"),
+                    "the vector engine has no such operation",
+                );
             }
             _ => {}
         }
@@ -99,7 +111,12 @@ impl Emitter<'_> {
     ///
     /// # Errors
     /// Those of [`check`].
-    pub fn value(&mut self, scope: &mut Scope<'_>, rows: &HashMap<Var, Value>, expr: Expr) -> Result<Value> {
+    pub(super) fn value(
+        &mut self,
+        scope: &mut Scope<'_>,
+        rows: &HashMap<Var, Value>,
+        expr: Expr,
+    ) -> Result<Value> {
         if let Some(value) = scope.memo.get(&expr) {
             return Ok(value.clone());
         }
@@ -227,11 +244,12 @@ impl Emitter<'_> {
     }
 
     /// Counts a use; gives scratch back after the last.
-    pub fn used(&mut self, scope: &mut Scope<'_>, expr: Expr) {
+    pub(super) fn used(&mut self, scope: &mut Scope<'_>, expr: Expr) {
         let Some(uses) = scope.uses.get_mut(&expr) else { return };
         *uses = uses.saturating_sub(1);
         let is_leaf = matches!(scope.lowered.graph.node(expr), Node::Var(_));
-        if *uses == 0 && !is_leaf
+        if *uses == 0
+            && !is_leaf
             && let Some(Value::Tile(view)) = scope.memo.remove(&expr)
         {
             self.release(&view);
@@ -239,7 +257,7 @@ impl Emitter<'_> {
     }
 
     /// Gives back all scratch of a scope but its leaves.
-    pub fn end(&mut self, scope: &mut Scope<'_>) {
+    pub(super) fn end(&mut self, scope: &mut Scope<'_>) {
         for (expr, value) in std::mem::take(&mut scope.memo) {
             let is_leaf = matches!(scope.lowered.graph.node(expr), Node::Var(_));
             if let Value::Tile(view) = value
@@ -265,7 +283,10 @@ impl Emitter<'_> {
             Unary::Erf => Function::Erf,
             Unary::Not => {
                 let first = (Alu::Subtract, Operand::Const(1.0), true);
-                self.b.push(Engine::Vector, Op::TensorScalar { dst: to.clone(), data: from, first, second: None });
+                self.b.push(
+                    Engine::Vector,
+                    Op::TensorScalar { dst: to.clone(), data: from, first, second: None },
+                );
                 return;
             }
             _ => {
@@ -361,7 +382,7 @@ impl Emitter<'_> {
     }
 
     /// A value as a view of the shape of `like`: itself, or spread out in scratch.
-    pub fn spread(&mut self, value: &Value, like: &View) -> View {
+    pub(super) fn spread(&mut self, value: &Value, like: &View) -> View {
         match value {
             Value::Tile(view) => view.clone(),
             Value::Row(view) if like.len() == 1 => view.clone(),
@@ -394,7 +415,11 @@ impl Emitter<'_> {
     ///
     /// # Errors
     /// Those of [`check`].
-    pub fn counts(&mut self, scope: &mut Scope<'_>, rows: &HashMap<Var, Value>) -> Result<Option<View>> {
+    pub(super) fn counts(
+        &mut self,
+        scope: &mut Scope<'_>,
+        rows: &HashMap<Var, Value>,
+    ) -> Result<Option<View>> {
         if let Some(mask) = &scope.mask {
             return Ok(mask.clone());
         }
@@ -436,7 +461,7 @@ impl Emitter<'_> {
     ///
     /// # Errors
     /// Those of [`check`].
-    pub fn masked(
+    pub(super) fn masked(
         &mut self,
         scope: &mut Scope<'_>,
         rows: &HashMap<Var, Value>,

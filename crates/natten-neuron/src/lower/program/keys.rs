@@ -52,9 +52,9 @@ pub(super) fn lower(
     for batch in 0..problem.batch() {
         for head_kv in 0..problem.heads_kv() {
             for (keys, queries) in windows.key_boxes() {
-                let queries = queries.into_iter().map(|(queries, class)| {
-                    (queries, class != natten_core::geometry::TileClass::Full)
-                });
+                let queries = queries
+                    .into_iter()
+                    .map(|(queries, class)| (queries, class != natten_core::geometry::TileClass::Full));
                 kernel.keys(batch, head_kv, Tokens::Box(keys), queries.collect(), &outputs)?;
             }
             for block in windows.additional_blocks(COLUMNS / 2) {
@@ -105,14 +105,17 @@ impl Kernel<'_> {
                 };
                 self.sweep(&mut tile, &rows, roots, |kernel, scope, rows| {
                     let both = [scope.lowered.weight.value, scope.lowered.grad_score.value];
-                    for (turn, (expr, role)) in both.into_iter().zip([Role::GradOutput, Role::Query]).enumerate() {
+                    for (turn, (expr, role)) in
+                        both.into_iter().zip([Role::GradOutput, Role::Query]).enumerate()
+                    {
                         if wants[turn].is_none() {
                             continue;
                         }
                         let pairs = kernel.em.masked(scope, rows, expr, 0.0)?;
                         for (part, stationary) in kernel.operands(&pairs, turn == 1).into_iter().enumerate() {
                             let moving = kernel.em.natural(role, batch, head, &Tokens::Box(queries));
-                            let dst = kernel.em.b.at(kernel.em.accumulators[turn], keys.len(), 0, moving.len());
+                            let dst =
+                                kernel.em.b.at(kernel.em.accumulators[turn], keys.len(), 0, moving.len());
                             kernel.em.b.matmul(dst, stationary, moving, !is_first || part > 0);
                         }
                         kernel.em.release(&pairs);

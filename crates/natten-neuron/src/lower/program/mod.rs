@@ -42,14 +42,11 @@ impl Functions {
     fn new(problem: &Problem, request: &OpRequest) -> Self {
         let gives = |roles: &[Role]| roles.iter().any(|&role| request.gives(role));
         let mut given = Given::default();
-        given.score = gives(&[
-            Role::TangentQuery,
-            Role::TangentKey,
-            Role::TangentRpb,
-            Role::TangentAdditionalKey,
-        ]);
-        given.captures =
-            (0..problem.program().captures().len() as u8).filter(|&n| request.gives(Role::TangentCapture(n))).collect();
+        given.score =
+            gives(&[Role::TangentQuery, Role::TangentKey, Role::TangentRpb, Role::TangentAdditionalKey]);
+        given.captures = (0..problem.program().captures().len() as u8)
+            .filter(|&n| request.gives(Role::TangentCapture(n)))
+            .collect();
         Self {
             grid: Lowered::new(problem.program(), false, &given),
             additional: Lowered::new(problem.program(), true, &given),
@@ -116,7 +113,8 @@ pub fn lower(
     match request.op {
         Op::Backward => {
             let mut launches = Vec::new();
-            let of_keys = [Role::GradKey, Role::GradValue, Role::GradAdditionalKey, Role::GradAdditionalValue];
+            let of_keys =
+                [Role::GradKey, Role::GradValue, Role::GradAdditionalKey, Role::GradAdditionalValue];
             let needs_keys = of_keys.iter().any(|&role| request.wants.contains(role));
             let stats = needs_keys && !functions.grid.stages.is_empty();
             let others = request.wants.iter().any(|role| !of_keys.contains(&role));
@@ -189,7 +187,13 @@ impl Kernel<'_> {
 
     /// Of a block that one query sees, or of one key that queries see: what the program's mask leaves of it, token by
     /// token. With numbers that are not finite about, what is masked must not be an operand.
-    fn unmasked(&self, batch: usize, head: usize, queries: TileBox, blocks: Vec<Block>) -> Result<Vec<Block>> {
+    fn unmasked(
+        &self,
+        batch: usize,
+        head: usize,
+        queries: TileBox,
+        blocks: Vec<Block>,
+    ) -> Result<Vec<Block>> {
         let lowered = &self.functions.grid;
         let Some(mask) = lowered.mask.filter(|&mask| Site::is_known(&lowered.graph, mask)) else {
             return Ok(blocks);

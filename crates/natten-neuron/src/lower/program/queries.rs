@@ -16,7 +16,7 @@ use super::rows::{LEAST, Tile};
 use super::site::Site;
 use super::{Functions, Kernel, Rows, of_additional, product_inputs};
 use crate::dtype::Dtype;
-use crate::ir::{Alu, Op as Instruction, Operand, TensorId, View, Engine};
+use crate::ir::{Alu, Engine, Op as Instruction, Operand, TensorId, View};
 
 /// Tiles of pairs that go to the launcher, which adds them up by element.
 struct Scattered {
@@ -55,13 +55,7 @@ pub(super) fn lower(
     let mut outputs = Outputs {
         tensors: em.results(
             request,
-            &[
-                Role::Output,
-                Role::Logsumexp,
-                Role::TangentOutput,
-                Role::TangentLogsumexp,
-                Role::GradQuery,
-            ],
+            &[Role::Output, Role::Logsumexp, Role::TangentOutput, Role::TangentLogsumexp, Role::GradQuery],
         ),
         stats: None,
         scattered: Vec::new(),
@@ -186,7 +180,11 @@ impl Kernel<'_> {
         let mut is_first = true;
         let roots = |lowered: &Lowered| vec![lowered.weight.value, lowered.weight.tangent];
         self.sweep(tile, &rows, roots, |kernel, scope, rows| {
-            let role = if scope.site.block.additional { of_additional(Role::TangentValue) } else { Role::TangentValue };
+            let role = if scope.site.block.additional {
+                of_additional(Role::TangentValue)
+            } else {
+                Role::TangentValue
+            };
             match kernel.em.has(role) {
                 true => {
                     let weight = kernel.em.masked(scope, rows, scope.lowered.weight.value, 0.0)?;
@@ -355,7 +353,9 @@ impl Kernel<'_> {
             self.em.b.tensor_scalar(holds.clone(), Alu::IsNe, holds.clone(), row);
             let predicate = self.em.predicate(&holds, false);
             let dst = result.columns(start, len);
-            self.em.b.push(Engine::Vector, Instruction::CopyPredicated { dst, src: scaled.clone(), predicate });
+            self.em
+                .b
+                .push(Engine::Vector, Instruction::CopyPredicated { dst, src: scaled.clone(), predicate });
             self.em.release(&scaled);
             self.em.release(&holds);
         }

@@ -203,7 +203,7 @@ impl<'a> Kernel<'a> {
         };
         self.sweep(tile, rows, roots, |kernel, scope, rows| {
             for (k, total) in totals.iter_mut().enumerate() {
-                let stage = scope.lowered.stages[k].clone();
+                let stage = scope.lowered.stages[k];
                 let tangent = kernel.em.masked(scope, rows, stage.element.tangent, 0.0)?;
                 let Some(Value::Row(of_row)) = rows.get(&Var::Stage(k as u8)).cloned() else { continue };
                 match stage.reduce {
@@ -211,7 +211,12 @@ impl<'a> Kernel<'a> {
                     Reduce::Lse => {
                         let share = kernel.em.masked(scope, rows, stage.element.value, f32::NEG_INFINITY)?;
                         kernel.shifted_exp(&share, &of_row);
-                        kernel.em.b.tensor_tensor(tangent.clone(), Alu::Multiply, tangent.clone(), share.clone());
+                        kernel.em.b.tensor_tensor(
+                            tangent.clone(),
+                            Alu::Multiply,
+                            tangent.clone(),
+                            share.clone(),
+                        );
                         kernel.em.release(&share);
                     }
                     _ => {
@@ -222,7 +227,12 @@ impl<'a> Kernel<'a> {
                             share.clone(),
                             Operand::Row(of_row),
                         );
-                        kernel.em.b.tensor_tensor(tangent.clone(), Alu::Multiply, tangent.clone(), share.clone());
+                        kernel.em.b.tensor_tensor(
+                            tangent.clone(),
+                            Alu::Multiply,
+                            tangent.clone(),
+                            share.clone(),
+                        );
                         kernel.em.release(&share);
                     }
                 }

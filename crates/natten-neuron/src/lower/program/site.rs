@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use natten_core::geometry::TileBox;
 use natten_core::program::{Binary, Expr, Graph, Index, Node, Type, Unary, numeric, random};
-use natten_core::{Problem, Result, Error};
+use natten_core::{Error, Problem, Result};
 
 use super::super::layout::Tokens;
 use super::super::windows::Block;
@@ -13,17 +13,17 @@ use crate::NAME;
 
 /// The pairs of a query box and some keys, of one head.
 #[derive(Debug)]
-pub struct Site<'a> {
+pub(super) struct Site<'a> {
     /// The problem.
-    pub problem: &'a Problem,
+    pub(super) problem: &'a Problem,
     /// The batch entry.
-    pub batch: usize,
+    pub(super) batch: usize,
     /// The query head.
-    pub head: usize,
+    pub(super) head: usize,
     /// The queries.
-    pub queries: TileBox,
+    pub(super) queries: TileBox,
     /// The keys.
-    pub block: &'a Block,
+    pub(super) block: &'a Block,
     /// Token coordinates on the padded axes, and positions in the group, of every row.
     rows: Vec<Token>,
     columns: Vec<Token>,
@@ -38,7 +38,13 @@ struct Token {
 
 impl<'a> Site<'a> {
     /// The pairs of a query box and a block.
-    pub fn new(problem: &'a Problem, batch: usize, head: usize, queries: TileBox, block: &'a Block) -> Self {
+    pub(super) fn new(
+        problem: &'a Problem,
+        batch: usize,
+        head: usize,
+        queries: TileBox,
+        block: &'a Block,
+    ) -> Self {
         let axes = problem.neighborhood().axes();
         let rank = problem.neighborhood().rank();
         let token = |tile: &TileBox, index: usize, lens: [usize; 3]| {
@@ -72,17 +78,17 @@ impl<'a> Site<'a> {
     }
 
     /// Queries.
-    pub fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.rows.len()
     }
 
     /// Keys.
-    pub fn columns(&self) -> usize {
+    pub(super) fn columns(&self) -> usize {
         self.columns.len()
     }
 
     /// Whether each pair is visible, row by row; None where all are.
-    pub fn visible(&self) -> Option<Vec<bool>> {
+    pub(super) fn visible(&self) -> Option<Vec<bool>> {
         if !self.block.is_edge {
             return None;
         }
@@ -96,7 +102,7 @@ impl<'a> Site<'a> {
     }
 
     /// The entry of the bias table that is added to each pair, row by row; of invisible pairs some entry.
-    pub fn bias_entries(&self) -> Vec<u32> {
+    pub(super) fn bias_entries(&self) -> Vec<u32> {
         let neighborhood = self.problem.neighborhood();
         let kernel = neighborhood.axes().map(|axis| axis.window_len());
         let rank = neighborhood.rank();
@@ -104,9 +110,9 @@ impl<'a> Site<'a> {
         for query in &self.rows {
             for key in &self.columns {
                 let mut entry = self.head;
-                for a in 3 - rank..3 {
-                    let offset = (kernel[a] - 1 + key.position[a]).saturating_sub(query.position[a]);
-                    entry = entry * (2 * kernel[a] - 1) + offset.min(2 * kernel[a] - 2);
+                for (a, &len) in kernel.iter().enumerate().skip(3 - rank) {
+                    let offset = (len - 1 + key.position[a]).saturating_sub(query.position[a]);
+                    entry = entry * (2 * len - 1) + offset.min(2 * len - 2);
                 }
                 entries.push(entry as u32);
             }
@@ -115,19 +121,19 @@ impl<'a> Site<'a> {
     }
 
     /// Whether an expression is of indices and constants alone.
-    pub fn is_known(graph: &Graph, expr: Expr) -> bool {
+    pub(super) fn is_known(graph: &Graph, expr: Expr) -> bool {
         !graph.depends(expr, |node| matches!(node, Node::Var(_) | Node::Load(..)))
     }
 
     /// Whether an expression is the same for every key.
-    pub fn is_of_row(graph: &Graph, expr: Expr) -> bool {
+    pub(super) fn is_of_row(graph: &Graph, expr: Expr) -> bool {
         !graph.depends(expr, |node| {
             matches!(node, Node::Index(Index::Key | Index::KeyAxis(_)) | Node::Random(..))
         })
     }
 
     /// The number of columns that a table of an expression has: 1 where it is the same for every key.
-    pub fn width(&self, graph: &Graph, expr: Expr) -> usize {
+    pub(super) fn width(&self, graph: &Graph, expr: Expr) -> usize {
         if Self::is_of_row(graph, expr) { 1 } else { self.columns() }
     }
 
@@ -135,7 +141,7 @@ impl<'a> Site<'a> {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for nodes that no expression of pairs has.
-    pub fn known(&self, graph: &Graph, expr: Expr, width: usize) -> Result<Vec<f64>> {
+    pub(super) fn known(&self, graph: &Graph, expr: Expr, width: usize) -> Result<Vec<f64>> {
         let mut memo = HashMap::new();
         self.evaluate(graph, expr, width, &mut memo)?;
         Ok(memo.remove(&expr).unwrap_or_default())
@@ -145,12 +151,19 @@ impl<'a> Site<'a> {
     ///
     /// # Errors
     /// As [`known`](Self::known).
-    pub fn elements(&self, graph: &Graph, shape: &[usize], index: &[Expr], width: usize) -> Result<Vec<u32>> {
+    pub(super) fn elements(
+        &self,
+        graph: &Graph,
+        shape: &[usize],
+        index: &[Expr],
+        width: usize,
+    ) -> Result<Vec<u32>> {
         let mut flat = vec![0; self.rows() * width];
         for (&extent, &index) in shape.iter().zip(index) {
             let values = self.known(graph, index, width)?;
             for (flat, value) in flat.iter_mut().zip(values) {
-                *flat = *flat * extent as u32 + (value.max(0.0) as usize).min(extent.saturating_sub(1)) as u32;
+                *flat =
+                    *flat * extent as u32 + (value.max(0.0) as usize).min(extent.saturating_sub(1)) as u32;
             }
         }
         Ok(flat)
@@ -180,9 +193,7 @@ impl<'a> Site<'a> {
             Node::Float(bits) => vec![f64::from_bits(*bits); count],
             Node::Int(value) => vec![f64::from(*value); count],
             Node::Bool(value) => vec![truth(*value); count],
-            Node::Index(index) => {
-                (0..count).map(|at| self.index(*index, at / width, at % width)).collect()
-            }
+            Node::Index(index) => (0..count).map(|at| self.index(*index, at / width, at % width)).collect(),
             Node::Unary(op, _) => {
                 let apply = |x: f64| -> Option<f64> {
                     Some(match op {
@@ -244,7 +255,7 @@ impl<'a> Site<'a> {
 }
 
 /// `Binary` operations of numbers that the vector engine has.
-pub const fn has_alu(op: Binary) -> bool {
+pub(super) const fn has_alu(op: Binary) -> bool {
     matches!(
         op,
         Binary::Add

@@ -11,9 +11,12 @@
 //! Masks are added by the tensor engine: the product of the identity and a table of 0 and -1e30, in bf16. Keys and
 //! queries are transposed once and stay; values are loaded chunk by chunk.
 
-use natten_core::geometry::TileBox;
 use natten_core::{OpRequest, Problem, Role};
 
+mod pipeline;
+
+pub use self::pipeline::Choice;
+use self::pipeline::{Stage, Tile, columns_of, sets, steps};
 use super::builder::Builder;
 use super::constants::{Cache, Constants};
 use super::launch::{Launch, Sink, Source};
@@ -27,25 +30,6 @@ use crate::ir::{Alu, Engine, Function, MOVING_MAX, Op, Operand, PARTITIONS, Spac
 const HIDDEN: f32 = -1e30;
 /// The most columns of a strip.
 pub const MAX_STRIP: usize = 8192;
-/// What the planner chooses among.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Choice {
-    /// How masks get onto the scores.
-    pub masks: Masks,
-    /// Steps between the scores of a tile and its weights.
-    pub lag: usize,
-    /// Steps between the weights of a tile and their products with the values.
-    pub delay: usize,
-}
-
-impl Choice {
-    /// What is tried. The first is right for most.
-    pub fn all() -> impl Iterator<Item = Self> {
-        let masks = Masks::ALL.into_iter();
-        masks.flat_map(|masks| [(2, 3), (1, 2), (2, 4)].map(|(lag, delay)| Self { masks, lag, delay }))
-    }
-}
-
 /// Transposed weights that wait for their products: one more than the largest delay.
 const MOVED: usize = 5;
 /// The longest strip that there are four of; of longer ones there are two.
@@ -88,113 +72,6 @@ pub fn suits(problem: &Problem, windows: &Windows) -> bool {
         && !windows.has_blind_queries()
         && problem.head_dim_v() <= MOVING_MAX
         && windows.query_boxes().all(|tile| columns_of(&windows.blocks(&tile, MOVING_MAX)) <= MAX_STRIP)
-}
-
-fn columns_of(blocks: &[Block]) -> usize {
-    blocks.iter().map(Block::len).sum()
-}
-
-/// One query tile of one head.
-struct Tile {
-    batch: usize,
-    head: usize,
-    queries: TileBox,
-    blocks: Vec<Block>,
-    number: usize,
-    head_number: usize,
-    /// Chunks with their columns in the strip, in sets that are transposed into one bank: of equal length.
-    sets: Vec<Vec<(usize, Tokens)>>,
-    /// The number of the first set among those of all tiles.
-    first_set: usize,
-}
-
-impl Tile {
-    fn rows(&self) -> usize {
-        self.queries.volume()
-    }
-
-    fn columns(&self) -> usize {
-        columns_of(&self.blocks)
-    }
-
-    /// The first column of a block.
-    fn column(&self, block: usize) -> usize {
-        columns_of(&self.blocks[..block])
-    }
-}
-
-/// The sets of a tile.
-fn sets(rows: usize, blocks: &[Block]) -> Vec<Vec<(usize, Tokens)>> {
-    let mut sets: Vec<Vec<(usize, Tokens)>> = Vec::new();
-    let mut column = 0;
-    for chunk in blocks.iter().flat_map(|block| &block.chunks) {
-        match sets.last_mut() {
-            Some(set) if set[0].1.len() == chunk.len() && (set.len() + 1) * rows <= TRANSPOSED => {
-                set.push((column, *chunk));
-            }
-            _ => sets.push(vec![(column, *chunk)]),
-        }
-        column += chunk.len();
-    }
-    sets
-}
-
-/// What a step of the pipeline does to a tile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
-    Write,
-    Score,
-    Weigh,
-    Transpose,
-    Multiply,
-}
-
-/// The steps of all tiles in the order of their instructions, each with the tile whose scores are computed then. `turns`
-/// tiles have buffers of their own, and twice as many numbers of their rows.
-///
-/// A tile takes as many steps as it has blocks or sets. Weights come `lag` steps after the last score, so that scores
-/// are always ahead and the vector engine has its turn at PSUM while the scalar engine takes exponentials. Transposes
-/// follow a step behind; products some more, lest the next scores wait on the tensor engine for weights on their way. Where tiles differ in length, a tile waits until the one whose buffers
-/// it takes has been read.
-fn steps(tiles: &[Tile], turns: usize, choice: Choice) -> Vec<(usize, Stage, usize, usize)> {
-    let widths = |tile: &Tile| tile.blocks.iter().map(Block::len).collect::<Vec<_>>();
-    let mut steps = Vec::new();
-    // Of every tile: its first score, its first weight, its length.
-    let mut times: Vec<(usize, usize, usize)> = Vec::new();
-    for (at, tile) in tiles.iter().enumerate() {
-        let length = tile.blocks.len().max(tile.sets.len());
-        let (mut base, mut later) = (0, 0);
-        if let Some(&(first, weights, len)) = times.last() {
-            base = first + len;
-            later = weights + len;
-        }
-        if let Some(before) = at.checked_sub(turns) {
-            let (_, weights, len) = times[before];
-            let same = widths(&tiles[before]) == widths(tile);
-            base = base.max(weights + if same { 1 } else { len }).max((weights + len + 1).saturating_sub(length));
-            later = later.max(weights + len + choice.delay);
-        }
-        // A tile's maximum is needed until its logsumexp is written.
-        if let Some(before) = at.checked_sub(2 * turns) {
-            let (_, weights, len) = times[before];
-            base = base.max((weights + len + choice.delay + 1).saturating_sub(length));
-        }
-        later = later.max(base + length + choice.lag);
-        times.push((base, later, length));
-        steps.extend((0..tile.blocks.len()).map(|part| (base + part, Stage::Score, at, part)));
-        steps.extend((0..tile.blocks.len()).map(|part| (later + part, Stage::Weigh, at, part)));
-        steps.extend((0..tile.sets.len()).map(|part| (later + part + 1, Stage::Transpose, at, part)));
-        steps.extend((0..tile.sets.len()).map(|part| (later + part + choice.delay, Stage::Multiply, at, part)));
-        steps.push((later + length + choice.delay, Stage::Write, at, 0));
-    }
-    steps.sort_unstable();
-    steps
-        .into_iter()
-        .map(|(time, stage, tile, part)| {
-            let group = times.partition_point(|&(base, ..)| base <= time) - 1;
-            (group, stage, tile, part)
-        })
-        .collect()
 }
 
 struct Lowering<'a> {
@@ -247,7 +124,13 @@ struct Rows {
 }
 
 /// Lowers a problem that [`suits`].
-pub fn lower(problem: &Problem, request: &OpRequest, windows: &Windows, choice: Choice, dtype: Dtype) -> Launch {
+pub fn lower(
+    problem: &Problem,
+    request: &OpRequest,
+    windows: &Windows,
+    choice: Choice,
+    dtype: Dtype,
+) -> Launch {
     let mut tiles = Vec::new();
     let (mut head_number, mut first_set) = (0, 0);
     for batch in 0..problem.batch() {
@@ -278,7 +161,8 @@ impl<'a> Lowering<'a> {
         tiles: &[Tile],
     ) -> Self {
         let mut b = Builder::new("natten_softmax");
-        let layouts = [Role::Query, Role::Key, Role::Value, Role::Output].map(|role| Layout::of(problem, role));
+        let layouts =
+            [Role::Query, Role::Key, Role::Value, Role::Output].map(|role| Layout::of(problem, role));
         let inputs = [Role::Query, Role::Key, Role::Value]
             .map(|role| b.tensor(problem.name(role), Space::Input, &problem.shape(role), dtype));
         let constants = Constants::new(&mut b, "tables", Dtype::Bf16);
@@ -307,9 +191,11 @@ impl<'a> Lowering<'a> {
         let loaded = tokens.map(|tokens| vec![None; turns * tokens.div_ceil(TRANSPOSED)]);
         let strip = tiles.iter().map(Tile::columns).max().unwrap_or(1);
         let blocks = tiles.iter().map(|tile| tile.blocks.len()).max().unwrap_or(1);
-        let chunks = tiles.iter().flat_map(|tile| tile.blocks.iter().map(|block| block.chunks.len())).sum::<usize>();
+        let chunks =
+            tiles.iter().flat_map(|tile| tile.blocks.iter().map(|block| block.chunks.len())).sum::<usize>();
         // Two tiles' worth, or all of a head's where that is less.
-        let per_tile = tiles.iter().map(|tile| tile.blocks.iter().map(|x| x.chunks.len()).sum::<usize>()).max();
+        let per_tile =
+            tiles.iter().map(|tile| tile.blocks.iter().map(|x| x.chunks.len()).sum::<usize>()).max();
         let slots = (6 * per_tile.unwrap_or(1)).clamp(8, 64).min(chunks.max(1));
         let mask_slots = 32;
         let buffers = if strip <= SHORT_STRIP { 4 } else { 2 };
@@ -317,7 +203,8 @@ impl<'a> Lowering<'a> {
             (0..buffers).map(|turn| b.sbuf(format!("{name}{turn}"), &[PARTITIONS, columns], dtype)).collect()
         };
         let rows = (0..2 * buffers).map(|turn| {
-            let mut row = |name: &str, columns| b.sbuf(format!("{name}{turn}"), &[PARTITIONS, columns], Dtype::F32);
+            let mut row =
+                |name: &str, columns| b.sbuf(format!("{name}{turn}"), &[PARTITIONS, columns], Dtype::F32);
             Rows {
                 maxima: row("m_part", blocks),
                 minus_max: row("neg_m", 1),
@@ -367,8 +254,9 @@ impl<'a> Lowering<'a> {
     fn all(&mut self, tiles: &[Tile]) -> Vec<Stmt> {
         let mut body = Vec::new();
         if tiles.iter().flat_map(|tile| &tile.blocks).any(|block| block.is_edge) {
-            let table: Vec<f32> =
-                (0..PARTITIONS * PARTITIONS).map(|i| f32::from(u8::from(i / PARTITIONS == i % PARTITIONS))).collect();
+            let table: Vec<f32> = (0..PARTITIONS * PARTITIONS)
+                .map(|i| f32::from(u8::from(i / PARTITIONS == i % PARTITIONS)))
+                .collect();
             let at = self.constants.add(&table);
             let src = self.constants.view(&self.b, at, PARTITIONS, PARTITIONS);
             let dst = self.b.at(self.identity, PARTITIONS, 0, PARTITIONS);
@@ -393,7 +281,15 @@ impl<'a> Lowering<'a> {
     }
 
     /// Makes sure that a run of tokens is there, transposed; 0 for queries, 1 for keys.
-    fn ensure(&mut self, which: usize, batch: usize, head: usize, turn: usize, owner: usize, tokens: &Tokens) {
+    fn ensure(
+        &mut self,
+        which: usize,
+        batch: usize,
+        head: usize,
+        turn: usize,
+        owner: usize,
+        tokens: &Tokens,
+    ) {
         let (first, pairs) = self.layouts[which].places(tokens);
         let last = first + pairs.iter().map(|&(stride, count)| stride * (count - 1)).sum::<usize>();
         let per_turn = self.layouts[which].tokens().div_ceil(TRANSPOSED);
@@ -434,7 +330,7 @@ impl<'a> Lowering<'a> {
         }
         for (chunk, (from, len)) in self.dims.clone().into_iter().enumerate() {
             let psum = self.transposes[self.transposed % 2];
-            let engine = if self.transposed % 2 == 0 { Engine::Vector } else { Engine::Scalar };
+            let engine = if self.transposed.is_multiple_of(2) { Engine::Vector } else { Engine::Scalar };
             self.transposed += 1;
             for piece in 0..count.div_ceil(PARTITIONS) {
                 let rows = PARTITIONS.min(count - piece * PARTITIONS);
@@ -555,7 +451,8 @@ impl<'a> Lowering<'a> {
             self.value(tile, chunk);
         }
         if number + 1 == tile.blocks.len() {
-            let maxima = self.b.at(self.rows[tile.number % self.rows.len()].maxima, rows, 0, tile.blocks.len());
+            let maxima =
+                self.b.at(self.rows[tile.number % self.rows.len()].maxima, rows, 0, tile.blocks.len());
             let dst = self.b.at(self.rows[tile.number % self.rows.len()].minus_max, rows, 0, 1);
             self.b.reduce(dst, Alu::Max, maxima, true);
         }
@@ -597,7 +494,8 @@ impl<'a> Lowering<'a> {
     fn mask(&mut self, tile: &Tile, block: &Block) -> Option<View> {
         let (rows, columns) = (tile.rows(), block.len());
         // Added before the scale by the tensor engine, after it by the vector engine.
-        let sign = if self.choice.masks == Masks::BiasAdd { 1.0 } else { self.problem.scale().signum() as f32 };
+        let sign =
+            if self.choice.masks == Masks::BiasAdd { 1.0 } else { self.problem.scale().signum() as f32 };
         let mut table = vec![0.0; rows * columns];
         for (column, chunk) in block.columns() {
             let Tokens::Box(keys) = chunk else { continue };
@@ -682,7 +580,8 @@ impl<'a> Lowering<'a> {
         let sum = match tile.blocks.len() {
             1 => self.b.at(numbers.sums, rows, 0, 1),
             blocks => {
-                let (dst, data) = (self.b.at(numbers.sum, rows, 0, 1), self.b.at(numbers.sums, rows, 0, blocks));
+                let (dst, data) =
+                    (self.b.at(numbers.sum, rows, 0, 1), self.b.at(numbers.sums, rows, 0, blocks));
                 self.b.reduce(dst.clone(), Alu::Add, data, false);
                 dst
             }
@@ -691,8 +590,10 @@ impl<'a> Lowering<'a> {
         if let Some(output) = self.output {
             let inverse = self.b.at(numbers.inverse, rows, 0, 1);
             self.b.push(Engine::Vector, Op::Reciprocal { dst: inverse.clone(), data: sum.clone() });
-            let (dst, data) =
-                (self.b.at(self.results[tile.number % 2], rows, 0, dim), self.b.at(self.outputs[tile.number % 2], rows, 0, dim));
+            let (dst, data) = (
+                self.b.at(self.results[tile.number % 2], rows, 0, dim),
+                self.b.at(self.outputs[tile.number % 2], rows, 0, dim),
+            );
             self.b.tensor_scalar(dst.clone(), Alu::Multiply, data, Operand::Row(inverse));
             let (first, pairs) = self.layouts[3].vectors(tile.batch, tile.head, &queries, 0, dim);
             let to = self.b.pattern(output, 1, first, pairs);
@@ -716,7 +617,8 @@ impl<'a> Lowering<'a> {
         let mut sources: Vec<Source> = [Role::Query, Role::Key, Role::Value].map(Source::Role).into();
         sources.push(Source::Constant(tables));
         let sinks = [Role::Output, Role::Logsumexp];
-        let sinks = sinks.into_iter().filter(|&role| self.wants.wants.contains(role)).map(Sink::Role).collect();
+        let sinks =
+            sinks.into_iter().filter(|&role| self.wants.wants.contains(role)).map(Sink::Role).collect();
         Launch { kernel: self.b.finish(), sources, sinks }
     }
 }
