@@ -1,5 +1,6 @@
 //! `natten emit`: what the library makes of a description, as text. Of a program: the program itself, the algorithm of
-//! its rows, and its derivatives, all as the backends take them; of an operation the shaders that run it.
+//! its rows, and its derivatives, all as the backends take them; of an operation the shaders that run it, or the
+//! NeuronCore's kernels.
 
 #[cfg(feature = "wgpu")]
 mod wgsl;
@@ -31,6 +32,9 @@ enum What {
     /// The WGSL of an operation as one JSON text that a page can run with nothing but navigator.gpu.
     #[cfg(feature = "wgpu")]
     Wgsl(Box<wgsl::WgslArgs>),
+    /// A kernel of the NeuronCore in NKI Python.
+    #[cfg(feature = "neuron")]
+    Nki(crate::neuron::NkiArgs),
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +86,8 @@ pub(crate) fn run(args: &EmitArgs) -> Result<()> {
         What::Expr(args) => args,
         #[cfg(feature = "wgpu")]
         What::Wgsl(args) => return wgsl::run(args),
+        #[cfg(feature = "neuron")]
+        What::Nki(args) => return crate::neuron::emit(args),
     };
     let program = args.program.build(usize::from(args.rank), args.capture.clone())?;
     console::print(&describe(&program))
