@@ -98,7 +98,7 @@ fn attention(timed: &Timed<AttentionArgs>) -> Result<()> {
     let peak = timed.of.target().target().peak_flops();
     let mfu = 100.0 * plan.flops / (total.max(1.0) * 1e-9) / peak;
     let _ = writeln!(text, "\n{:.1} us in all, MFU {mfu:.1}%", total / 1e3);
-    console::print(&text);
+    console::print(&text)?;
     match plan.kernels().last() {
         Some(kernel) => write_timeline(&kernel.report, timed.timeline.as_deref(), timed.window),
         None => Ok(()),
@@ -146,7 +146,7 @@ fn perf(sd: &Sd) -> Result<()> {
         us * 0.9,
         us * 1.1,
         us * 1.1
-    ));
+    ))?;
     write_timeline(&report, sd.timed.timeline.as_deref(), sd.timed.window)
 }
 
@@ -174,7 +174,7 @@ fn accuracy(sd: &Sd) -> Result<bool> {
     let is_right =
         found.iter().zip(&expected).all(|(&x, &y)| (f64::from(x) - y).abs() <= absolute + relative * y.abs());
     let answer = if is_right && found.len() == expected.len() { "True" } else { "False" };
-    console::print(&format!(">>>> SD attention matches CPU reference? {answer}\n"));
+    console::print(&format!(">>>> SD attention matches CPU reference? {answer}\n"))?;
     Ok(answer == "True")
 }
 
