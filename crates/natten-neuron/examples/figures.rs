@@ -4,6 +4,7 @@ use natten_core::geometry::{AxisParams, Neighborhood};
 use natten_core::{Backend, DType, Error, OpRequest, PlanOptions, Problem, Role};
 use natten_neuron::allocate::allocate;
 use natten_neuron::dtype::Dtype;
+use natten_neuron::error::NeuronError;
 use natten_neuron::lower::sd::{Schedule, SdAttention};
 use natten_neuron::sim::time::time;
 use natten_neuron::target::Target;
@@ -35,7 +36,7 @@ fn main() -> natten_core::Result<()> {
             schedule,
         };
         let kernel = kernel.lower()?;
-        let allocation = allocate(&kernel, &target)?;
+        let allocation = allocate(&kernel, &target).map_err(NeuronError::into_error)?;
         println!("{name}\n{}\n", time(&kernel, &target, &allocation));
     }
     let backend = NeuronBackend::default();

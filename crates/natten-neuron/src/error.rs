@@ -44,8 +44,13 @@ impl fmt::Display for NeuronError {
 
 impl std::error::Error for NeuronError {}
 
-impl From<NeuronError> for natten_core::Error {
-    fn from(error: NeuronError) -> Self {
-        Self::Compile { backend: crate::NAME.into(), log: error.to_string(), source_text: String::new() }
+impl NeuronError {
+    /// The library's error. No `From`: a second conversion into it would leave callers' types open.
+    pub fn into_error(self) -> natten_core::Error {
+        natten_core::Error::Compile {
+            backend: crate::NAME.into(),
+            log: self.to_string(),
+            source_text: String::new(),
+        }
     }
 }

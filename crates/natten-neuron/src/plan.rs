@@ -13,6 +13,7 @@ use natten_core::{
 use crate::NAME;
 use crate::allocate::{Allocation, allocate};
 use crate::dtype::Dtype;
+use crate::error::NeuronError;
 use crate::ir::MOVING_MAX;
 use crate::lower::launch::{Launch, Sink, Source};
 use crate::lower::program;
@@ -42,8 +43,8 @@ impl Compiled {
     /// # Errors
     /// [`Error::Compile`] with the words of AWS's tools.
     pub fn new(launch: Launch, target: &Target) -> Result<Self> {
-        verify(&launch.kernel, target)?;
-        let allocation = allocate(&launch.kernel, target)?;
+        verify(&launch.kernel, target).map_err(NeuronError::into_error)?;
+        let allocation = allocate(&launch.kernel, target).map_err(NeuronError::into_error)?;
         let report = time(&launch.kernel, target, &allocation);
         Ok(Self { launch, allocation, report })
     }
@@ -272,7 +273,8 @@ fn run_launches(
                 Source::Result(kernel, output) => kept[*kernel][*output].clone(),
             })
         });
-        let outputs = compute::run(&launch.kernel, target, &sources.collect::<Result<Vec<_>>>()?)?;
+        let inputs = sources.collect::<Result<Vec<_>>>()?;
+        let outputs = compute::run(&launch.kernel, target, &inputs).map_err(NeuronError::into_error)?;
         for (sink, numbers) in launch.sinks.iter().zip(&outputs) {
             match sink {
                 Sink::Role(role) => {

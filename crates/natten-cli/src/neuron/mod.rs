@@ -62,6 +62,5 @@ pub(crate) fn emit(args: &NkiArgs) -> Result<()> {
         NkiKernel::Attention(print) => print.of.plan()?.print(print.dialect.dialect()),
         NkiKernel::SdAttention(print) => print.of.print(print.dialect.dialect())?,
     };
-    console::print(&text);
-    Ok(())
+    console::print(&text)
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use natten::{Error, Result};
 use natten_neuron::allocate::allocate;
+use natten_neuron::error::NeuronError;
 use natten_neuron::sim::compute;
 use natten_neuron::sim::report::Report;
 use natten_neuron::sim::time::time;
@@ -98,7 +99,7 @@ fn attention(timed: &Timed<AttentionArgs>) -> Result<()> {
     let peak = timed.of.target().target().peak_flops();
     let mfu = 100.0 * plan.flops / (total.max(1.0) * 1e-9) / peak;
     let _ = writeln!(text, "\n{:.1} us in all, MFU {mfu:.1}%", total / 1e3);
-    console::print(&text);
+    console::print(&text)?;
     match plan.kernels().last() {
         Some(kernel) => write_timeline(&kernel.report, timed.timeline.as_deref(), timed.window),
         None => Ok(()),
@@ -128,8 +129,8 @@ fn write_timeline(report: &Report, path: Option<&Path>, window: Option<(f64, f64
 fn report(sd: &Sd) -> Result<Report> {
     let kernel = sd.timed.of.attention()?.lower()?;
     let target = sd.target.target();
-    verify(&kernel, &target)?;
-    let allocation = allocate(&kernel, &target)?;
+    verify(&kernel, &target).map_err(NeuronError::into_error)?;
+    let allocation = allocate(&kernel, &target).map_err(NeuronError::into_error)?;
     Ok(time(&kernel, &target, &allocation))
 }
 
@@ -146,7 +147,7 @@ fn perf(sd: &Sd) -> Result<()> {
         us * 0.9,
         us * 1.1,
         us * 1.1
-    ));
+    ))?;
     write_timeline(&report, sd.timed.timeline.as_deref(), sd.timed.window)
 }
 
@@ -156,8 +157,8 @@ fn accuracy(sd: &Sd) -> Result<bool> {
     let args = sd.timed.of.attention()?;
     let kernel = args.lower()?;
     let target = sd.target.target();
-    verify(&kernel, &target)?;
-    allocate(&kernel, &target)?;
+    verify(&kernel, &target).map_err(NeuronError::into_error)?;
+    allocate(&kernel, &target).map_err(NeuronError::into_error)?;
     let (len, dim) = (args.len, args.dim);
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut uniform = || {
@@ -167,14 +168,14 @@ fn accuracy(sd: &Sd) -> Result<bool> {
         args.dtype.round((state >> 40) as f32 / (1_u32 << 24) as f32)
     };
     let inputs: Vec<Vec<f32>> = (0..3).map(|_| (0..len * dim).map(|_| uniform()).collect()).collect();
-    let outputs = compute::run(&kernel, &target, &inputs)?;
+    let outputs = compute::run(&kernel, &target, &inputs).map_err(NeuronError::into_error)?;
     let expected = plain(&inputs, len, dim, args.causal);
     let (absolute, relative) = if args.dtype.size() == 4 { (1e-5, 1e-3) } else { (1e-2, 1e-2) };
     let found = outputs.first().map_or(&[][..], Vec::as_slice);
     let is_right =
         found.iter().zip(&expected).all(|(&x, &y)| (f64::from(x) - y).abs() <= absolute + relative * y.abs());
     let answer = if is_right && found.len() == expected.len() { "True" } else { "False" };
-    console::print(&format!(">>>> SD attention matches CPU reference? {answer}\n"));
+    console::print(&format!(">>>> SD attention matches CPU reference? {answer}\n"))?;
     Ok(answer == "True")
 }
 

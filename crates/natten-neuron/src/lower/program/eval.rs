@@ -2,7 +2,7 @@
 //! of indices alone is a table that the plan computes; what loads from captured tensors by such indices, one that the
 //! launcher gathers; what is the same for a row, one number a partition.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use natten_core::program::{Binary, Compare, Expr, Graph, Lowered, Node, Type, Unary, Var};
 use natten_core::{Error, Result, Role};
@@ -31,16 +31,16 @@ pub(super) struct Scope<'s> {
     /// The functions.
     pub(super) lowered: &'s Lowered,
     /// Scores and their like.
-    pub(super) leaves: HashMap<Var, Value>,
-    memo: HashMap<Expr, Value>,
-    uses: HashMap<Expr, usize>,
+    pub(super) leaves: BTreeMap<Var, Value>,
+    memo: BTreeMap<Expr, Value>,
+    uses: BTreeMap<Expr, usize>,
     mask: Option<Option<View>>,
 }
 
 impl<'s> Scope<'s> {
     /// Nothing is evaluated yet.
-    pub(super) fn new(site: &'s Site<'s>, lowered: &'s Lowered, leaves: HashMap<Var, Value>) -> Self {
-        Self { site, lowered, leaves, memo: HashMap::new(), uses: HashMap::new(), mask: None }
+    pub(super) fn new(site: &'s Site<'s>, lowered: &'s Lowered, leaves: BTreeMap<Var, Value>) -> Self {
+        Self { site, lowered, leaves, memo: BTreeMap::new(), uses: BTreeMap::new(), mask: None }
     }
 
     /// Announces the expressions that will be asked for, so that scratch is given back after the last use.
@@ -114,7 +114,7 @@ impl Emitter<'_> {
     pub(super) fn value(
         &mut self,
         scope: &mut Scope<'_>,
-        rows: &HashMap<Var, Value>,
+        rows: &BTreeMap<Var, Value>,
         expr: Expr,
     ) -> Result<Value> {
         if let Some(value) = scope.memo.get(&expr) {
@@ -176,7 +176,12 @@ impl Emitter<'_> {
         Ok(value)
     }
 
-    fn operation(&mut self, scope: &mut Scope<'_>, rows: &HashMap<Var, Value>, node: &Node) -> Result<Value> {
+    fn operation(
+        &mut self,
+        scope: &mut Scope<'_>,
+        rows: &BTreeMap<Var, Value>,
+        node: &Node,
+    ) -> Result<Value> {
         let arguments = node.arguments();
         let mut values = Vec::with_capacity(arguments.len());
         for &argument in &arguments {
@@ -418,7 +423,7 @@ impl Emitter<'_> {
     pub(super) fn counts(
         &mut self,
         scope: &mut Scope<'_>,
-        rows: &HashMap<Var, Value>,
+        rows: &BTreeMap<Var, Value>,
     ) -> Result<Option<View>> {
         if let Some(mask) = &scope.mask {
             return Ok(mask.clone());
@@ -464,7 +469,7 @@ impl Emitter<'_> {
     pub(super) fn masked(
         &mut self,
         scope: &mut Scope<'_>,
-        rows: &HashMap<Var, Value>,
+        rows: &BTreeMap<Var, Value>,
         expr: Expr,
         fill: f32,
     ) -> Result<View> {

@@ -13,7 +13,7 @@ mod queries;
 mod rows;
 mod site;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use natten_core::geometry::TileBox;
 use natten_core::program::{Expr, Given, GradStages, Lowered, Primal, Var};
@@ -29,7 +29,7 @@ use crate::dtype::Dtype;
 use crate::ir::{Alu, Engine, Op as Instruction, Operand, View};
 
 /// Numbers of a tile's rows.
-type Rows = HashMap<Var, Value>;
+type Rows = BTreeMap<Var, Value>;
 
 /// The functions of a program, on the grid and on additional keys.
 #[derive(Debug)]
