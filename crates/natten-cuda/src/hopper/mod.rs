@@ -11,6 +11,7 @@ use natten_core::{DType, Error, Op, OpRequest, PlanOptions, Problem, Result, Rol
 
 use self::program::Functions;
 use self::shape::Shape;
+pub(crate) use self::text::wgmma_scores;
 use crate::NAME;
 use crate::family::{
     Argument, Class, Family, Kernel, Layout, MapDim, MapSource, MapStride, Sequence, Step, Swizzle,
