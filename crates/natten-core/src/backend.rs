@@ -440,6 +440,17 @@ pub trait Backend: Debug + MaybeSend + MaybeSync {
 
     /// Copies a tensor back.
     fn download<'a>(&'a self, queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor>;
+
+    /// Measures what the device can do at most: flops a second of matrix products of this dtype whose operands are at
+    /// hand, sustained for a fraction of a second on all of the device. What it is busy with besides counts against it.
+    /// `None` where the backend has no such measure.
+    ///
+    /// # Errors
+    /// [`Error::Compile`], [`Error::OutOfMemory`], [`Error::Device`].
+    fn matmul_rate(&self, dtype: crate::DType) -> Pending<'_, Option<f64>> {
+        let _ = dtype;
+        ready(Ok(None))
+    }
 }
 
 #[cfg(test)]

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use natten_core::{
-    Backend, DeviceInfo, DeviceKind, Error, HostQueue, HostTensor, OpRequest, Pending, Plan, PlanOptions,
-    Problem, Queue, Result, Tensor, TensorSpec, ready,
+    Backend, DType, DeviceInfo, DeviceKind, Error, HostQueue, HostTensor, OpRequest, Pending, Plan,
+    PlanOptions, Problem, Queue, Result, Tensor, TensorSpec, ready,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::fma;
 use crate::isa::Isa;
 use crate::plan::CpuPlan;
 
@@ -128,5 +129,15 @@ impl Backend for CpuBackend {
 
     fn download<'a>(&'a self, _queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
         ready(tensor.to_host())
+    }
+
+    /// That of fused multiply-adds in registers, on all threads at once.
+    fn matmul_rate(&self, dtype: DType) -> Pending<'_, Option<f64>> {
+        let measure = |_: rayon::BroadcastContext<'_>| fma::rate(self.isa, dtype);
+        let rates = match &self.pool {
+            Some(pool) => pool.broadcast(measure),
+            None => rayon::broadcast(measure),
+        };
+        ready(Ok(rates.into_iter().sum()))
     }
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use natten_core::geometry::{Alignment, AxisParams, Neighborhood};
 use natten_core::program::{Capture, Program};
 use natten_core::{DType, Error, Op, OpRequest, PlanOptions, Problem, ProblemBuilder, Role};
-use natten_cuda::{Class, Compiler, Generated, Target, generate};
+use natten_cuda::{Class, Compiler, Generated, Target, generate, generate_matmul_probes};
 
 /// Every generation: the first and the second digit of the compute capability.
 const ARCHITECTURES: [(u32, u32); 7] = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)];
@@ -247,6 +247,28 @@ fn every_kernel_compiles_for_every_architecture() {
         }
     });
     assert!(complaints.is_empty(), "{} of {}:\n{}", complaints.len(), kernels.len(), complaints.join("\n"));
+}
+
+#[test]
+fn the_matmul_probes_compile_and_multiply_on_the_fastest_cores() {
+    let Some(compiler) = compiler() else { return };
+    for arch in ARCHITECTURES {
+        let target = Target::of_arch(arch.0, arch.1);
+        let probes = generate_matmul_probes(&target);
+        let instructions = match arch {
+            (9, 0) => ["DMMA", "FFMA", "HGMMA", "HGMMA"],
+            (8.., _) => ["DMMA", "FFMA", "HMMA", "HMMA"],
+            _ => ["DFMA", "FFMA", "FFMA", "FFMA"],
+        };
+        for (probe, instruction) in probes.iter().zip(instructions) {
+            let compiled = compiler.compile(&probe.source, probe.options, &target).unwrap();
+            assert_eq!(complaint(probe.class, &compiled.log), None, "{instruction} on {}", target.name());
+            if let Some(code) = disassemble(&compiled.cubin) {
+                let count = code.matches(instruction).count();
+                assert!(count >= 4, "{count} {instruction} on {}", target.name());
+            }
+        }
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use natten::{DType, DeviceKind, Error, Op, Registry, Result};
+use natten::{DType, DeviceKind, Error, Op, Registry, Result, block_on};
 
 use self::cases::Suite;
 use self::measure::{Effort, measure};
@@ -125,12 +125,19 @@ pub(crate) fn run(args: &BenchArgs, registry: &Registry) -> Result<bool> {
     };
     let mut results = Results::new(device.info());
     let bar = console::progress_bar((cases.len() * dtypes.len() * args.op.len()) as u64, "measuring");
+    // What a rate is a fraction of is measured first: a device that fails at this fails at the cases too, and says so there.
+    bar.set_message("large matrix products");
+    let rates: Vec<Option<f64>> = (dtypes.iter())
+        .map(|&dtype| block_on(device.backend().matmul_rate(dtype)).ok().flatten().map(|rate| rate / 1e12))
+        .collect();
+    results.matmul_tflops = rates.first().copied().flatten();
     for case in &cases {
-        for &dtype in &dtypes {
+        for (&dtype, &rate) in dtypes.iter().zip(&rates) {
             for op in args.op.iter().map(|operation| operation.op()) {
                 bar.set_message(format!("{} {dtype} {op}", case.name));
                 let measured = case.problem(dtype).and_then(|problem| measure(&device, &problem, op, effort));
-                results.entries.push(Entry::new(case.name, op, dtype, device.info().backend, measured));
+                let entry = Entry::new(case.name, op, dtype, device.info().backend, measured);
+                results.entries.push(entry.beside(rate));
                 bar.inc(1);
             }
         }

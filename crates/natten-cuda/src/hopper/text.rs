@@ -85,7 +85,7 @@ fn axis_text(axis: &Axis) -> String {
 }
 
 /// Scores of 64 queries and `keys` keys, both in shared memory.
-fn wgmma_scores(keys: usize, element: &str) -> String {
+pub(crate) fn wgmma_scores(keys: usize, element: &str) -> String {
     let n = keys / 2;
     format!(
         "__device__ __forceinline__ void wgmma_scores(float (&d)[{n}], u64 a, u64 b, bool accumulate) {{\n    \
