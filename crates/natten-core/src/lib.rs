@@ -13,6 +13,7 @@ mod error;
 pub mod geometry;
 mod marker;
 mod merge;
+mod precision;
 mod problem;
 pub mod program;
 pub mod reference;
@@ -28,6 +29,7 @@ pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use marker::{MaybeSend, MaybeSync};
 pub use merge::{Partial, merge_attentions, merge_attentions_backward};
+pub use precision::Precision;
 pub use problem::{Op, OpRequest, Problem, ProblemBuilder, TensorSpec};
 pub use role::{MAX_CAPTURES, Role, RoleSet};
 pub use tensor::{
