@@ -18,6 +18,7 @@
 // In front of this text stand forward_sm90_boxes.cu and forward_sm90_instructions.cu, and in front of all:
 //   ELEMENT_BF16          1 for bf16, 0 for f16
 //   PLANES                1, or how many an operand is split into
+//   PROMOTE               1 to add each box's values to the sums in f32: wgmma cuts off what its own sums cannot hold
 //   BATCH HEADS HEADS_KV  HEAD_DIM HEAD_DIM_V
 //   AXIS0 AXIS1 AXIS2     queries, keys, kind, window, stride, dilation (kinds: Kind)
 //   SUB0 SUB1 SUB2        the box of 64 queries of a warpgroup; GROUPS0 GROUPS1 GROUPS2 warpgroups an axis
@@ -131,6 +132,8 @@ constexpr int SUMS = HEAD_DIM_V / 2;
 __device__ __forceinline__ void issue_scores(float (&scores)[SCORES], u32 query, u32 key) {
     // Steps of 16 columns in a chunk.
     constexpr int SPAN = CHUNK / 16;
+    // Not known to stay the same: else each of many descriptors keeps a register all along.
+    if (PLANES > 1) asm volatile("" : "+r"(query));
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < PLANES; i++)
@@ -144,7 +147,11 @@ __device__ __forceinline__ void issue_scores(float (&scores)[SCORES], u32 query,
     wgmma_commit();
 }
 
-__device__ __forceinline__ void issue_values(float (&sums)[SUMS], u32 (&weights)[PLANES * BITS], u32 value) {
+__device__ __forceinline__ void issue_values(float (&products)[SUMS], u32 (&weights)[PLANES * BITS], u32 value) {
+    if (PROMOTE) {
+#pragma unroll
+        for (int i = 0; i < SUMS; i++) products[i] = 0.0f;
+    }
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < PLANES; i++)
@@ -153,7 +160,7 @@ __device__ __forceinline__ void issue_values(float (&sums)[SUMS], u32 (&weights)
 #pragma unroll
             for (int k = 0; k < BOX_KEYS / 16; k++) {
                 u32 *four = weights + i * BITS + 4 * k;
-                wgmma_values(sums, four[0], four[1], four[2], four[3],
+                wgmma_values(products, four[0], four[1], four[2], four[3],
                              descriptor(value + (j * CHUNKS_V * BOX_KEYS + k * 16) * PITCH, BOX_KEYS * PITCH));
             }
     wgmma_commit();
@@ -360,6 +367,11 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<Result>
         float sums[SUMS];
 #pragma unroll
         for (int i = 0; i < SUMS; i++) sums[i] = 0.0f;
+#if PROMOTE
+        float products[SUMS];
+#else
+        float (&products)[SUMS] = sums;
+#endif
 
         u32 query = shared.query + query_slot.index * QUERY_BYTES + warpgroup * PLANES * CHUNKS * ROWS * PITCH;
         u32 query_empty = shared.query_empty(query_slot.index);
@@ -394,6 +406,11 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<Result>
             else if (!whole)
                 mask(scores, windows, walk, quad);
         };
+        auto collect = [&]() {
+            if (!PROMOTE) return;
+#pragma unroll
+            for (int i = 0; i < SUMS; i++) sums[i] += products[i];
+        };
         auto rescale = [&]() {
 #pragma unroll
             for (int i = 0; i < SUMS; i++) sums[i] *= rows.factor[i / 2 % 2];
@@ -419,7 +436,7 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<Result>
                 take_turn(warpgroup);
                 issue_scores(scores, query, shared.key + slot.index * KEY_BYTES);
                 barrier_wait(shared.value_full(pending.index), pending.phase);
-                issue_values(sums, weights, shared.value + pending.index * VALUE_BYTES);
+                issue_values(products, weights, shared.value + pending.index * VALUE_BYTES);
                 pass_turn(warpgroup);
                 wgmma_wait<1>();
                 hold(scores);
@@ -427,8 +444,9 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<Result>
                 hide();
                 bool grew = rows.weigh(scores);
                 wgmma_wait<0>();
-                hold(sums);
+                hold(products);
                 if (lane == 0) barrier_arrive(shared.value_empty(pending.index));
+                collect();
                 if (grew) rescale();
                 round_weights(scores, weights);
                 pending = slot;
@@ -436,10 +454,11 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<Result>
             }
             if (box == boxes && lane == 0) barrier_arrive(query_empty);
             barrier_wait(shared.value_full(pending.index), pending.phase);
-            issue_values(sums, weights, shared.value + pending.index * VALUE_BYTES);
+            issue_values(products, weights, shared.value + pending.index * VALUE_BYTES);
             wgmma_wait<0>();
-            hold(sums);
+            hold(products);
             if (lane == 0) barrier_arrive(shared.value_empty(pending.index));
+            collect();
             ended = box == boxes;
         }
         if (!ended && lane == 0) barrier_arrive(query_empty);

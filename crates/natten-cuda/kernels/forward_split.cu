@@ -10,7 +10,8 @@ struct View {
     i64 stride[8];
 };
 
-// The axes of rows, outermost first, those that lack at the end 1; which stride is that of columns.
+// The axes of rows, outermost first, those that lack at the end 1; which stride is that of columns: 5, or 3 of additional
+// tokens.
 struct Rows {
     int extent[5];
     int column;
@@ -36,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(256) split_rows(const View from, u1
         data += rest % rows.extent[a] * from.stride[a];
         rest /= rows.extent[a];
     }
-    i64 stride = from.stride[rows.column];
+    i64 stride = rows.column == 5 ? from.stride[5] : from.stride[3];
     float left[8];
     if (stride == 1 && ((u64)data & 15) == 0 && column + 8 <= DIM) {
         float4 low = *reinterpret_cast<const float4 *>(data + column);

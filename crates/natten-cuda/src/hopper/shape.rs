@@ -258,7 +258,14 @@ fn fits_registers(problem: &Problem, keys: usize, planes: usize, staff: (usize, 
         _ => OTHER_REGISTERS,
     };
     let other = functions + other;
-    keys / 2 + keys / 4 * planes + sums + other <= consumer && (keys / 2).max(sums) + 28 <= at_entry
+    let products = if promotes(problem, planes) { sums } else { 0 };
+    keys / 2 + keys / 4 * planes + sums + products + other <= consumer && (keys / 2).max(sums) + 28 <= at_entry
+}
+
+/// Whether a key box's values are added to the sums in f32, for which both have to fit registers: wgmma cuts off what its
+/// own sums cannot hold, thousands of times a row, and by that is off as much as two planes are.
+pub(super) fn promotes(problem: &Problem, planes: usize) -> bool {
+    planes > 1 && problem.head_dim_v() <= 128
 }
 
 /// In how many parts a box's last axis is loaded: the copy engine spans at most 256 tokens.

@@ -173,6 +173,39 @@ mod tests {
         assert!(three.workspace >= rows * row * 3);
     }
 
+    /// What `forward_split.cu` makes of a number: each part is what the ones before left, rounded.
+    fn parts(x: f32, planes: usize) -> Vec<f64> {
+        let mut left = x;
+        let mut part = || {
+            let part = half::bf16::from_f32(left);
+            left -= part.to_f32();
+            part.to_f64()
+        };
+        (0..planes).map(|_| part()).collect()
+    }
+
+    #[test]
+    fn the_products_that_count_are_as_exact_as_the_operands() {
+        let mut state = 1u32;
+        let mut random = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        for (planes, precision) in [(2, Precision::Bf16x3), (3, Precision::Bf16x6)] {
+            let roundoff = precision.roundoff(DType::F32);
+            for _ in 0..10_000 {
+                let (x, y) = (random(), random());
+                let (a, b) = (parts(x, planes), parts(y, planes));
+                assert!((a.iter().sum::<f64>() - f64::from(x)).abs() <= roundoff * f64::from(x).abs());
+                let product: f64 =
+                    (0..planes).flat_map(|i| (0..planes - i).map(move |j| (i, j))).map(|(i, j)| a[i] * b[j]).sum();
+                let exact = f64::from(x) * f64::from(y);
+                // One operand's rest, the other's, and the products that are left out.
+                assert!((product - exact).abs() <= (planes + 1) as f64 * roundoff * exact.abs());
+            }
+        }
+    }
+
     #[test]
     fn only_f32_is_split() {
         assert!(sequence(DType::Bf16, 64, Precision::Bf16x3).is_err());

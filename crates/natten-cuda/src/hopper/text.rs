@@ -5,7 +5,7 @@ use natten_core::geometry::{Alignment, Axis};
 use natten_core::{DType, Problem};
 
 use super::program::Functions;
-use super::shape::Shape;
+use super::shape::{self, Shape};
 
 /// The kernel, its parts in order.
 const KERNEL: &str = concat!(
@@ -35,6 +35,7 @@ pub(super) fn source(
     let is_bf16 = problem.dtype() != DType::F16;
     define("ELEMENT_BF16", i32::from(is_bf16).to_string());
     define("PLANES", shape.planes.to_string());
+    define("PROMOTE", i32::from(shape::promotes(problem, shape.planes)).to_string());
     define("BATCH", problem.batch().to_string());
     define("HEADS", problem.heads().to_string());
     define("HEADS_KV", problem.heads_kv().to_string());
