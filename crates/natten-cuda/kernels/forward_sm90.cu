@@ -148,7 +148,7 @@ __device__ __forceinline__ void issue_scores(float (&scores)[SCORES], u32 query,
 }
 
 __device__ __forceinline__ void issue_values(float (&products)[SUMS], u32 (&weights)[PLANES * BITS], u32 value) {
-    if (PROMOTE) {
+    if constexpr (PROMOTE) {
 #pragma unroll
         for (int i = 0; i < SUMS; i++) products[i] = 0.0f;
     }
@@ -407,9 +407,10 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<Result>
                 mask(scores, windows, walk, quad);
         };
         auto collect = [&]() {
-            if (!PROMOTE) return;
+            if constexpr (PROMOTE) {
 #pragma unroll
-            for (int i = 0; i < SUMS; i++) sums[i] += products[i];
+                for (int i = 0; i < SUMS; i++) sums[i] += products[i];
+            }
         };
         auto rescale = [&]() {
 #pragma unroll

@@ -197,8 +197,10 @@ mod tests {
                 let (x, y) = (random(), random());
                 let (a, b) = (parts(x, planes), parts(y, planes));
                 assert!((a.iter().sum::<f64>() - f64::from(x)).abs() <= roundoff * f64::from(x).abs());
-                let product: f64 =
-                    (0..planes).flat_map(|i| (0..planes - i).map(move |j| (i, j))).map(|(i, j)| a[i] * b[j]).sum();
+                let product: f64 = (0..planes)
+                    .flat_map(|i| (0..planes - i).map(move |j| (i, j)))
+                    .map(|(i, j)| a[i] * b[j])
+                    .sum();
                 let exact = f64::from(x) * f64::from(y);
                 // One operand's rest, the other's, and the products that are left out.
                 assert!((product - exact).abs() <= (planes + 1) as f64 * roundoff * exact.abs());
