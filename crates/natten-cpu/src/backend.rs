@@ -111,7 +111,9 @@ impl Backend for CpuBackend {
         request: &'a OpRequest,
         options: &'a PlanOptions,
     ) -> Pending<'a, Arc<dyn Plan>> {
-        let plan = CpuPlan::new(problem, request, options, &self.device, self.isa, self.pool.clone());
+        let plan = options.check_full_precision(self.device.backend).and_then(|()| {
+            CpuPlan::new(problem, request, options, &self.device, self.isa, self.pool.clone())
+        });
         ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))
     }
 

@@ -56,7 +56,9 @@ impl Backend for NeuronBackend {
         request: &'a OpRequest,
         options: &'a PlanOptions,
     ) -> Pending<'a, Arc<dyn Plan>> {
-        let plan = NeuronPlan::new(problem, request, options, &self.target, &self.device);
+        let plan = options
+            .check_full_precision(self.device.backend)
+            .and_then(|()| NeuronPlan::new(problem, request, options, &self.target, &self.device));
         ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))
     }
 

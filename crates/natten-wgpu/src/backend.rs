@@ -96,7 +96,9 @@ impl Backend for WgpuBackend {
         request: &'a OpRequest,
         options: &'a PlanOptions,
     ) -> Pending<'a, Arc<dyn Plan>> {
-        let sequence = generic::sequence(problem, request, options, &self.target);
+        let sequence = options
+            .check_full_precision(self.info.backend)
+            .and_then(|()| generic::sequence(problem, request, options, &self.target));
         let plan =
             sequence.and_then(|sequence| WgpuPlan::new(&self.gpu, problem, request, sequence, &self.info));
         ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))

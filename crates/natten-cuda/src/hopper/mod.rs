@@ -4,6 +4,7 @@
 
 mod program;
 mod shape;
+mod split;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -13,6 +14,7 @@ use natten_core::{DType, Error, Op, OpRequest, PlanOptions, Problem, Result, Rol
 
 use self::program::Functions;
 use self::shape::Shape;
+pub(crate) use self::split::Split;
 pub(crate) use self::text::wgmma_scores;
 use crate::NAME;
 use crate::family::{
@@ -52,14 +54,24 @@ impl Family for Hopper {
         target: &Target,
     ) -> Result<Sequence> {
         check(problem, request, target)?;
+        if !matches!(problem.dtype(), DType::F16 | DType::Bf16) {
+            let what = problem.dtype().to_string();
+            return Err(Error::unsupported(NAME, what, "the tensor cores take 16 bits"));
+        }
+        let deep = problem.neighborhood().axes()[0];
+        let is_deep = deep.query_len() > 1 || deep.key_len() > 1;
+        if is_deep && !folds_heads(problem, 1) && problem.batch() > 1 {
+            let what = "this head_dim on three axes";
+            return Err(Error::unsupported(NAME, what, "a tensor map has five axes"));
+        }
         let functions = Functions::of(problem, request)?;
-        let shape = Shape::choose(problem, options, target)?;
+        let shape = Shape::choose(problem, options, target, 1)?;
         let tiles = Tiles::new(problem.neighborhood(), shape.query_tile(), shape.keys);
         Ok(Sequence {
-            steps: vec![Step::Launch(kernel(problem, request, &shape, functions, target))],
+            steps: vec![Step::Launch(kernel(problem, request, &shape, functions, target, MapSource::Tensor))],
             workspace: 0,
             tables: Vec::new(),
-            layout: if folds_heads(problem) { Layout::TmaPacked } else { Layout::Tma },
+            layout: if folds_heads(problem, 1) { Layout::TmaPacked } else { Layout::Tma },
             coverage: coverage_of(problem, &tiles),
             config: shape.describe(problem.neighborhood().rank()),
         })
@@ -78,9 +90,6 @@ fn check(problem: &Problem, request: &OpRequest, target: &Target) -> Result<()> 
             "the tensor-core kernel computes the output of a forward pass",
         );
     }
-    if !matches!(problem.dtype(), DType::F16 | DType::Bf16) {
-        return decline(problem.dtype().to_string(), "the tensor cores take 16 bits");
-    }
     for (name, dim) in [("head_dim", problem.head_dim()), ("head_dim_v", problem.head_dim_v())] {
         if !dim.is_multiple_of(8) || dim > MAX_DIM {
             return decline(
@@ -97,10 +106,6 @@ fn check(problem: &Problem, request: &OpRequest, target: &Target) -> Result<()> 
     if !axes.iter().all(|axis| is_known(axis.alignment())) {
         return decline("this alignment".to_owned(), "the kernel knows top-left and bottom-right");
     }
-    let is_deep = axes[0].query_len() > 1 || axes[0].key_len() > 1;
-    if is_deep && !folds_heads(problem) && problem.batch() > 1 {
-        return decline("this head_dim on three axes".to_owned(), "a tensor map has five axes");
-    }
     // Beyond the last token a box and its reach are counted too.
     let most = (i32::MAX / 4) as usize;
     let tokens = axes.iter().map(|axis| axis.query_len().max(axis.key_len()));
@@ -112,30 +117,34 @@ fn check(problem: &Problem, request: &OpRequest, target: &Target) -> Result<()> 
     Ok(())
 }
 
-/// Whether head and column share an axis of the tensor maps, so that three token axes and the batch fit beside it.
-fn folds_heads(problem: &Problem) -> bool {
+/// Whether head and column share an axis of the tensor maps, so that three token axes and the batch fit beside it. Planes
+/// are made to.
+fn folds_heads(problem: &Problem, planes: usize) -> bool {
     let chunk = chunk(problem);
-    problem.head_dim().is_multiple_of(chunk) && problem.head_dim_v().is_multiple_of(chunk)
+    planes > 1 || problem.head_dim().is_multiple_of(chunk) && problem.head_dim_v().is_multiple_of(chunk)
 }
 
+/// The launch, for inputs that lie where `source_of` says.
 fn kernel(
     problem: &Problem,
     request: &OpRequest,
     shape: &Shape,
     functions: Functions,
     target: &Target,
+    source_of: impl Fn(Role) -> MapSource,
 ) -> Kernel {
     let (heads, heads_kv) = (problem.heads(), problem.heads_kv());
     let (dim, dim_v) = (problem.head_dim(), problem.head_dim_v());
     let queries = problem.neighborhood().axes().map(|axis| axis.query_len());
     let keys = problem.neighborhood().axes().map(|axis| axis.key_len());
-    let map = |role, heads, dim, tokens, tile| token_map(problem, role, heads, dim, tokens, tile);
-    let key = map(Role::Key, heads_kv, dim, keys, shape.keys);
-    let value = map(Role::Value, heads_kv, dim_v, keys, shape.keys);
+    let tensor =
+        |role, heads, dim| Mapped { problem, source: source_of(role), planes: shape.planes, heads, dim };
+    let key = tensor(Role::Key, heads_kv, dim).of_tokens(keys, shape.keys);
+    let value = tensor(Role::Value, heads_kv, dim_v).of_tokens(keys, shape.keys);
     let (additional_key, additional_value) = if problem.additional_tokens() > 0 {
         (
-            additional_map(problem, Role::AdditionalKey, dim, shape.box_keys()),
-            additional_map(problem, Role::AdditionalValue, dim_v, shape.box_keys()),
+            tensor(Role::AdditionalKey, heads_kv, dim).of_additional(shape.box_keys()),
+            tensor(Role::AdditionalValue, heads_kv, dim_v).of_additional(shape.box_keys()),
         )
     } else {
         (key.clone(), value.clone())
@@ -154,7 +163,7 @@ fn kernel(
         block: shape.threads(),
         shared_bytes: shape.shared_bytes(problem),
         arguments: [
-            Argument::TensorMap(map(Role::Query, heads, dim, queries, shape.sub)),
+            Argument::TensorMap(tensor(Role::Query, heads, dim).of_tokens(queries, shape.sub)),
             Argument::TensorMap(key),
             Argument::TensorMap(value),
             Argument::TensorMap(additional_key),
@@ -165,78 +174,99 @@ fn kernel(
         .into_iter()
         .chain(functions.arguments)
         .collect(),
-        // Functions of scores may divide; two units in the last place are enough for results of 16 bits.
+        // Functions of scores may divide; two units in the last place are enough for operands of 16 bits.
         options: &["--prec-div=false", "--prec-sqrt=false"],
         class: Class::Wgmma,
     }
 }
 
-/// The map of a tensor `[B, X0, X1, X2, H, D]`, in boxes of 64 columns and `tile` tokens of a residue group.
-fn token_map(
-    problem: &Problem,
-    role: Role,
+/// An input that the copy engine reads: bound, or split into planes in the workspace.
+#[derive(Clone, Copy)]
+struct Mapped<'p> {
+    problem: &'p Problem,
+    source: MapSource,
+    planes: usize,
     heads: usize,
     dim: usize,
-    tokens: [usize; MAX_RANK],
-    tile: [usize; MAX_RANK],
-) -> TensorMapSpec {
-    let batch = MapDim { extent: problem.batch() as u64, boxed: 1, every: 1, stride: axis_stride(0) };
-    let along = |a: usize| {
-        let dilation = problem.neighborhood().axes()[a].dilation();
-        let parts = if a == MAX_RANK - 1 { shape::parts(tile[a], dilation) } else { 1 };
-        MapDim {
-            extent: tokens[a] as u64,
-            boxed: (tile[a] / parts * dilation) as u32,
-            every: dilation as u32,
-            stride: axis_stride(1 + a),
+}
+
+impl Mapped<'_> {
+    /// Columns of a head.
+    fn width(&self) -> usize {
+        if self.planes == 1 { self.dim } else { split::width(self.problem, self.dim) * self.planes }
+    }
+
+    /// The stride of an axis, of which and of the ones further in there are so many.
+    fn stride(&self, axis: usize, tokens_within: &[usize]) -> MapStride {
+        match self.source {
+            MapSource::Tensor(_) => MapStride::Axis { axis, times: 1 },
+            MapSource::Workspace(_) => {
+                let row = (self.heads * self.width() * DType::Bf16.size()) as u64;
+                MapStride::Bytes(tokens_within.iter().map(|&n| n as u64).product::<u64>() * row)
+            }
         }
-    };
-    let dims = if folds_heads(problem) {
-        vec![columns(problem, heads * dim), along(2), along(1), along(0), batch]
-    } else {
-        let last = if tokens[0] == 1 { batch } else { along(0) };
-        vec![columns(problem, dim), head(heads, 4), along(2), along(1), last]
-    };
-    map_of(problem, role, dims)
-}
+    }
 
-/// The map of a tensor `[B, N, H, D]` of additional tokens, in boxes of 64 columns and `tile` tokens.
-fn additional_map(problem: &Problem, role: Role, dim: usize, tile: usize) -> TensorMapSpec {
-    let heads = problem.heads_kv();
-    let one = MapDim { extent: 1, boxed: 1, every: 1, stride: MapStride::Bytes(16) };
-    let tokens = MapDim {
-        extent: problem.additional_tokens() as u64,
-        boxed: tile as u32,
-        every: 1,
-        stride: axis_stride(1),
-    };
-    let batch = MapDim { extent: problem.batch() as u64, boxed: 1, every: 1, stride: axis_stride(0) };
-    let dims = if folds_heads(problem) {
-        vec![columns(problem, heads * dim), tokens, one, one, batch]
-    } else {
-        vec![columns(problem, dim), head(heads, 2), tokens, one, batch]
-    };
-    map_of(problem, role, dims)
-}
+    /// Of a tensor `[B, X0, X1, X2, H, D]`, in boxes of a chunk of columns and `tile` tokens of a residue group.
+    fn of_tokens(self, tokens: [usize; MAX_RANK], tile: [usize; MAX_RANK]) -> TensorMapSpec {
+        let batch = self.batch(&tokens);
+        let along = |a: usize| {
+            let dilation = self.problem.neighborhood().axes()[a].dilation();
+            let parts = if a == MAX_RANK - 1 { shape::parts(tile[a], dilation) } else { 1 };
+            MapDim {
+                extent: tokens[a] as u64,
+                boxed: (tile[a] / parts * dilation) as u32,
+                every: dilation as u32,
+                stride: self.stride(1 + a, &tokens[a + 1..]),
+            }
+        };
+        let dims = if folds_heads(self.problem, self.planes) {
+            vec![self.columns(self.heads * self.width()), along(2), along(1), along(0), batch]
+        } else {
+            let last = if tokens[0] == 1 { batch } else { along(0) };
+            vec![self.columns(self.dim), self.head(4), along(2), along(1), last]
+        };
+        self.of(dims)
+    }
 
-const fn axis_stride(axis: usize) -> MapStride {
-    MapStride::Axis { axis, times: 1 }
-}
+    /// Of a tensor `[B, N, H, D]` of additional tokens, in boxes of a chunk of columns and `tile` tokens.
+    fn of_additional(self, tile: usize) -> TensorMapSpec {
+        let one = MapDim { extent: 1, boxed: 1, every: 1, stride: MapStride::Bytes(16) };
+        let count = self.problem.additional_tokens();
+        let batch = self.batch(&[count]);
+        let tokens =
+            MapDim { extent: count as u64, boxed: tile as u32, every: 1, stride: self.stride(1, &[]) };
+        let dims = if folds_heads(self.problem, self.planes) {
+            vec![self.columns(self.heads * self.width()), tokens, one, one, batch]
+        } else {
+            vec![self.columns(self.dim), self.head(2), tokens, one, batch]
+        };
+        self.of(dims)
+    }
 
-fn columns(problem: &Problem, extent: usize) -> MapDim {
-    MapDim { extent: extent as u64, boxed: chunk(problem) as u32, every: 1, stride: MapStride::Bytes(2) }
-}
+    fn batch(&self, tokens: &[usize]) -> MapDim {
+        let extent = self.problem.batch() as u64;
+        MapDim { extent, boxed: 1, every: 1, stride: self.stride(0, tokens) }
+    }
 
-const fn head(heads: usize, axis: usize) -> MapDim {
-    MapDim { extent: heads as u64, boxed: 1, every: 1, stride: axis_stride(axis) }
-}
+    fn columns(&self, extent: usize) -> MapDim {
+        let boxed = chunk(self.problem) as u32;
+        MapDim { extent: extent as u64, boxed, every: 1, stride: MapStride::Bytes(2) }
+    }
 
-fn map_of(problem: &Problem, role: Role, dims: Vec<MapDim>) -> TensorMapSpec {
-    TensorMapSpec {
-        source: MapSource::Tensor(role),
-        bytes_ahead: 0,
-        dtype: problem.dtype(),
-        dims,
-        swizzle: if chunk(problem) == 64 { Swizzle::B128 } else { Swizzle::B64 },
+    /// The heads of a bound tensor, as an axis of their own.
+    fn head(&self, axis: usize) -> MapDim {
+        MapDim { extent: self.heads as u64, boxed: 1, every: 1, stride: MapStride::Axis { axis, times: 1 } }
+    }
+
+    fn of(&self, dims: Vec<MapDim>) -> TensorMapSpec {
+        let dtype = if self.planes == 1 { self.problem.dtype() } else { DType::Bf16 };
+        TensorMapSpec {
+            source: self.source,
+            bytes_ahead: 0,
+            dtype,
+            dims,
+            swizzle: if chunk(self.problem) == 64 { Swizzle::B128 } else { Swizzle::B64 },
+        }
     }
 }

@@ -5,7 +5,7 @@ use natten_core::geometry::{Alignment, Axis};
 use natten_core::{DType, Problem};
 
 use super::program::Functions;
-use super::shape::Shape;
+use super::shape::{self, Shape};
 
 /// The kernel, its parts in order.
 const KERNEL: &str = concat!(
@@ -18,6 +18,9 @@ const KERNEL: &str = concat!(
 /// all blocks begin with the heaviest boxes.
 const SECTION: usize = 32;
 
+/// The integers' names.
+pub(super) const TYPES: &str = "typedef unsigned short u16;\ntypedef unsigned int u32;\ntypedef unsigned long long u64;\ntypedef long long i64;\n";
+
 /// The whole text.
 pub(super) fn source(
     problem: &Problem,
@@ -25,13 +28,14 @@ pub(super) fn source(
     functions: &Functions,
     writes_logsumexp: bool,
 ) -> String {
-    let mut text = String::from(
-        "typedef unsigned short u16;\ntypedef unsigned int u32;\ntypedef unsigned long long u64;\ntypedef long long i64;\n",
-    );
+    let mut text = TYPES.to_owned();
     let mut define = |name: &str, value: String| text += &format!("#define {name} {value}\n");
     let is_uneven = problem.neighborhood().axes().iter().any(|axis| axis.alignment().is_some());
     let rows = problem.batch() * problem.heads();
-    define("ELEMENT_BF16", i32::from(problem.dtype() == DType::Bf16).to_string());
+    let is_bf16 = problem.dtype() != DType::F16;
+    define("ELEMENT_BF16", i32::from(is_bf16).to_string());
+    define("PLANES", shape.planes.to_string());
+    define("PROMOTE", i32::from(shape::promotes(problem, shape.planes)).to_string());
     define("BATCH", problem.batch().to_string());
     define("HEADS", problem.heads().to_string());
     define("HEADS_KV", problem.heads_kv().to_string());
@@ -48,7 +52,7 @@ pub(super) fn source(
     define("QUERY_RING", shape.query_ring.to_string());
     define("ADDITIONAL", problem.additional_tokens().to_string());
     define("CHUNK", super::chunk(problem).to_string());
-    define("FOLD_HEADS", i32::from(super::folds_heads(problem)).to_string());
+    define("FOLD_HEADS", i32::from(super::folds_heads(problem, shape.planes)).to_string());
     define("SECTION", if is_uneven { SECTION.min(rows) } else { 1 }.to_string());
     define("REVERSE", i32::from(is_uneven).to_string());
     // Through f32 and exactly: the shortest decimal that is this number.
@@ -62,7 +66,7 @@ pub(super) fn source(
     let (producer, consumer) = shape.registers();
     define("PRODUCER_REGISTERS", producer.to_string());
     define("CONSUMER_REGISTERS", consumer.to_string());
-    let element = if problem.dtype() == DType::Bf16 { "bf16" } else { "f16" };
+    let element = if is_bf16 { "bf16" } else { "f16" };
     text += &functions.text;
     text += &wgmma_scores(shape.box_keys(), element);
     text += &wgmma_values(problem.head_dim_v(), element);

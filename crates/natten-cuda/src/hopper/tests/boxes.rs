@@ -11,7 +11,7 @@ use natten_conformance::required_backends;
 use natten_core::geometry::{AxisParams, Coverage, MAX_RANK, Neighborhood};
 use natten_core::{DType, OpRequest, Problem, Role, contiguous_strides};
 
-use super::super::{additional_map, chunk, token_map};
+use super::super::{Mapped as Input, chunk};
 use crate::compile::Compiler;
 use crate::device::{Device, DeviceMemory};
 use crate::family::{
@@ -30,6 +30,11 @@ struct Form {
     map: TensorMapSpec,
 }
 
+/// An input as the family reads it where it is bound.
+fn of(problem: &Problem, role: Role, heads: usize, dim: usize) -> Input<'_> {
+    Input { problem, source: MapSource::Tensor(role), planes: 1, heads, dim }
+}
+
 /// A form of keys: each axis's tokens and dilation.
 fn form(axes: &[(usize, usize)], batch: usize, dim: usize, tile: [usize; MAX_RANK]) -> Form {
     let axes: Vec<AxisParams> = axes.iter().map(|&(len, d)| AxisParams::new(len, 2).dilation(d)).collect();
@@ -37,7 +42,7 @@ fn form(axes: &[(usize, usize)], batch: usize, dim: usize, tile: [usize; MAX_RAN
     let builder = Problem::builder(neighborhood, DType::Bf16).batch(batch).heads(3).head_dim(dim);
     let problem = builder.additional_tokens(11).build().unwrap();
     let tokens = problem.neighborhood().axes().map(|axis| axis.key_len());
-    let map = token_map(&problem, Role::Key, 3, dim, tokens, tile);
+    let map = of(&problem, Role::Key, 3, dim).of_tokens(tokens, tile);
     Form { problem, map }
 }
 
@@ -65,7 +70,7 @@ fn forms() -> Vec<Form> {
     }
     for dim in [40, 64] {
         let Form { problem, .. } = form(&[(30, 1)], 2, dim, [1, 1, 16]);
-        let map = additional_map(&problem, Role::AdditionalKey, dim, 16);
+        let map = of(&problem, Role::AdditionalKey, problem.heads_kv(), dim).of_additional(16);
         forms.push(Form { problem, map });
     }
     forms

@@ -47,7 +47,9 @@ fn three_axes_fold_heads_into_columns_and_two_do_not_have_to() {
 #[test]
 fn a_dilated_row_is_loaded_in_parts_that_the_copy_engine_spans() {
     let problem = builder(&[AxisParams::new(900, 63).dilation(7)], DType::Bf16).build().unwrap();
-    let map = token_map(&problem, Role::Key, 4, 64, [1, 1, 900], [1, 1, 128]);
+    let key =
+        Mapped { problem: &problem, source: MapSource::Tensor(Role::Key), planes: 1, heads: 4, dim: 64 };
+    let map = key.of_tokens([1, 1, 900], [1, 1, 128]);
     let tokens = map.dims.iter().find(|dim| dim.every == 7).unwrap();
     assert_eq!(tokens.boxed, 32 * 7);
 }
