@@ -66,9 +66,17 @@ impl WgpuBackend {
             required_limits: adapter.limits(),
             ..Default::default()
         };
+        let mut described = info(adapter);
+        for (number, summary) in adapters.summaries().into_iter().enumerate() {
+            let others = summary.features.iter().map(|(name, value)| format!("{name} {value}"));
+            if summary.name != described.name {
+                let text = format!("{}; {}", summary.name, others.collect::<Vec<_>>().join("; "));
+                described.features.push((format!("adapter {number}, not taken"), text));
+            }
+        }
         let (device, queue) = block_on(adapter.request_device(&descriptor)).map_err(failed)?;
         Ok(Self {
-            info: info(adapter),
+            info: described,
             target: target(adapter),
             gpu: Arc::new(Gpu::new(adapter, device, queue, options.checked)),
         })

@@ -1,6 +1,6 @@
 //! WebGPU on Vulkan, Metal and DX12, through wgpu: attention with every derivative on any GPU.
 //!
-//! A plan is a [`Sequence`](sequence::Sequence) of WGSL shaders that are generated from the problem and its program.
+//! A plan is a sequence of WGSL shaders that are generated from the problem and its program.
 //! Everything that a plan computes lies in one buffer, the arena, of the type that is computed in (f32, or f64 for f64
 //! problems): the first steps widen the inputs into it, whatever their strides and dtype, the last ones round the
 //! results out of it. So every other shader has one binding, sees contiguous vectors, and runs where eight storage
