@@ -76,6 +76,12 @@ fn alibi(rank: usize) -> Program {
     Program::builder(rank).capture(slope).score("score - slope[h] * abs(q0 - k0)").build().unwrap()
 }
 
+/// Linear attention, each token with a decay of its own.
+fn gated(tokens: usize) -> Program {
+    let gate = Capture::new("gate", &[4, tokens], DType::F32);
+    Program::builder(1).capture(gate).decay("-softplus(gate[h, k])").build().unwrap()
+}
+
 /// Problems that between them ask for every kernel: all neighborhoods in 16 bits, all dtypes, head dims, features,
 /// programs. `thorough` has all of them, otherwise a few.
 fn problems(thorough: bool) -> Vec<Problem> {
@@ -100,6 +106,8 @@ fn problems(thorough: bool) -> Vec<Problem> {
         builders.push(builder(full, DType::Bf16, 128).program(softcap(1)));
         builders.push(builder(full, DType::F32, 64).program(alibi(1)));
         builders.push(builder(&all[8], DType::F32, 32).program(softcap(3)));
+        builders.push(builder(&all[1], DType::F32, 64).program(gated(4096)).initial_state(true));
+        builders.push(builder(&all[1], DType::F64, 128).program(gated(4096)));
     }
     builders.into_iter().map(|builder| builder.build().unwrap()).collect()
 }
