@@ -64,6 +64,10 @@ impl WgpuBackend {
             label: Some("natten"),
             required_features: adapter.features() & FEATURES,
             required_limits: adapter.limits(),
+            // SAFETY: Cooperative matrices are all that is asked for of the experimental. Shaders use them as the
+            // extension of Vulkan says: every lane of a subgroup comes to them, and what they load and store lies
+            // inside of arrays whose sizes the planner has made for them.
+            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
             ..Default::default()
         };
         let mut described = info(adapter);

@@ -8,9 +8,12 @@
 
 mod adapters;
 mod backend;
+mod boxes;
 mod emit;
+mod family;
 mod generic;
 mod gpu;
+mod matrix;
 mod memory;
 mod plan;
 mod rate;
@@ -30,6 +33,7 @@ use self::target::Target;
 
 pub use self::adapters::{Adapters, DeviceSummary};
 pub use self::backend::{Options, WgpuBackend};
+pub use self::family::{FAMILY_VARIABLE, Family};
 
 /// The backend's name in the registry.
 pub const NAME: &str = "wgpu";

@@ -1,7 +1,7 @@
 //! A sequence with its pipelines, ready to run.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use natten_core::geometry::Tiles;
@@ -12,7 +12,7 @@ use natten_core::{
 
 use crate::gpu::{Gpu, failed};
 use crate::memory::memory_of;
-use crate::sequence::{Binding, Run, Sequence, Step};
+use crate::sequence::{Binding, Packed, Run, Sequence, Step};
 use crate::{NAME, emit, generic};
 
 /// A prepared operation.
@@ -31,6 +31,8 @@ pub(crate) struct WgpuPlan {
 struct Memory {
     arena: wgpu::Buffer,
     integers: wgpu::Buffer,
+    /// The vectors that shaders take packed.
+    packed: BTreeMap<Role, wgpu::Buffer>,
     /// How the tensors lie in memory, a step after the other, each at a place that may be bound.
     parameters: wgpu::Buffer,
 }
@@ -62,7 +64,8 @@ impl WgpuPlan {
             ("shaders".to_owned(), sequence.runs().count().to_string()),
             ("arena".to_owned(), format!("{} bytes", sequence.arena * sequence.element)),
         ];
-        let workspace = sequence.arena * sequence.element + sequence.integers * 4;
+        let packed: u64 = sequence.packed.iter().map(Packed::bytes).sum();
+        let workspace = sequence.arena * sequence.element + sequence.integers * 4 + packed;
         let report = PlanReport::new(NAME, config, coverage, cost, workspace as usize);
         let problem = title(problem, request);
         Ok(Self { gpu: Arc::clone(gpu), sequence, pipelines, report, problem })
@@ -76,6 +79,7 @@ impl WgpuPlan {
         run: &Run,
         memory: &Memory,
         tensors: &BTreeMap<Role, &Tensor>,
+        direct: &BTreeSet<Role>,
     ) -> Result<()> {
         let Some(pipeline) = &self.pipelines[step] else { return Ok(()) };
         let mut entries = Vec::with_capacity(run.bindings.len());
@@ -86,6 +90,13 @@ impl WgpuPlan {
                 Binding::Tensor { role, .. } => {
                     memory_of(&self.gpu, role.name(), bound(tensors, *role)?)?.buffer.as_entire_binding()
                 }
+                Binding::Packed { role, .. } if direct.contains(role) => {
+                    memory_of(&self.gpu, role.name(), bound(tensors, *role)?)?.buffer.as_entire_binding()
+                }
+                Binding::Packed { role, .. } => match memory.packed.get(role) {
+                    Some(buffer) => buffer.as_entire_binding(),
+                    None => return Err(failed(format!("there is no packed {role}"))),
+                },
                 Binding::Parameters { role, .. } => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: &memory.parameters,
                     offset: self.place(*role) * ALIGNMENT,
@@ -108,6 +119,29 @@ impl WgpuPlan {
         let [x, y, z] = run.workgroups;
         pass.dispatch_workgroups(x, y, z);
         Ok(())
+    }
+
+    /// The tensors that lie in memory as shaders take them, and are bound themselves. A result is not, where something
+    /// else is in its buffer: that is read while it is written.
+    fn direct(&self, tensors: &BTreeMap<Role, &Tensor>) -> Result<BTreeSet<Role>> {
+        let mut direct = BTreeSet::new();
+        for packed in self.sequence.packed.iter().filter(|packed| packed.may_be_direct) {
+            let tensor = bound(tensors, packed.role)?;
+            let buffer = &memory_of(&self.gpu, packed.role.name(), tensor)?.buffer;
+            let is_plain = tensor.offset() == 0
+                && tensor.strides() == natten_core::contiguous_strides(tensor.shape())
+                && buffer.size() >= packed.bytes();
+            let mut is_alone = true;
+            if packed.role == Role::Output {
+                for (&role, other) in tensors.iter().filter(|(role, _)| **role != packed.role) {
+                    is_alone &= memory_of(&self.gpu, role.name(), other)?.buffer != *buffer;
+                }
+            }
+            if is_plain && is_alone {
+                direct.insert(packed.role);
+            }
+        }
+        Ok(direct)
     }
 
     /// The number of a tensor among all.
@@ -166,6 +200,11 @@ impl Plan for WgpuPlan {
         let memory = Memory {
             arena: self.gpu.buffer("arena", sequence.arena * sequence.element, usage)?,
             integers: self.gpu.buffer("integers", sequence.integers * 4, usage)?,
+            packed: sequence
+                .packed
+                .iter()
+                .map(|packed| Ok((packed.role, self.gpu.buffer("packed", packed.bytes(), usage)?)))
+                .collect::<Result<_>>()?,
             parameters: self.gpu.buffer("parameters", sequence.tensors.len() as u64 * ALIGNMENT, usage)?,
         };
         Ok(Workspace::new(self.report.workspace, memory))
@@ -183,6 +222,9 @@ impl Plan for WgpuPlan {
         if memory.arena.size() < self.sequence.arena * self.sequence.element
             || memory.integers.size() < self.sequence.integers * 4
             || memory.parameters.size() < self.sequence.tensors.len() as u64 * ALIGNMENT
+            || self.sequence.packed.iter().any(|packed| {
+                memory.packed.get(&packed.role).is_none_or(|buffer| buffer.size() < packed.bytes())
+            })
         {
             return Err(Error::invalid(
                 "workspace",
@@ -196,6 +238,7 @@ impl Plan for WgpuPlan {
         let tensors: BTreeMap<Role, &Tensor> =
             roles.zip(bindings.inputs.iter().copied().chain(outputs)).collect();
         self.write_parameters(memory, &tensors)?;
+        let direct = self.direct(&tensors)?;
         let scope = self.gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         for (number, step) in self.sequence.steps.iter().enumerate() {
@@ -204,7 +247,9 @@ impl Plan for WgpuPlan {
                     let element = self.sequence.element;
                     encoder.clear_buffer(&memory.arena, at * element, Some(len * element));
                 }
-                Step::Run(run) => self.record(&mut encoder, number, run, memory, &tensors)?,
+                // Nothing is copied where the tensor itself is bound.
+                Step::Run(run) if run.copies().is_some_and(|role| direct.contains(&role)) => {}
+                Step::Run(run) => self.record(&mut encoder, number, run, memory, &tensors, &direct)?,
             }
         }
         self.gpu.queue.submit([encoder.finish()]);

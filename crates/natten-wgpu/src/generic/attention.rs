@@ -9,11 +9,15 @@ use natten_core::{Op, Result, Role};
 use super::functions::{Functions, cotangents, drop_zeros, of_row};
 use super::given::result;
 use super::{Builder, OPERANDS};
+use crate::family::Choice;
+use crate::matrix::{self, MATRIX};
+use crate::sequence::{Binding, Run, Step};
 use crate::template::{Fill, each};
-use crate::tiled::{Shape, TILED};
+use crate::tiled::{self, TILED};
 
 const ROWS: &str = include_str!("../wgsl/rows.wgsl");
 const KEYS: &str = include_str!("../wgsl/keys.wgsl");
+const BOXES: &str = include_str!("../wgsl/boxes.wgsl");
 const ADD_PAIR: &str = include_str!("../wgsl/add_pair.wgsl");
 
 /// The functions of window pairs, and of pairs with additional keys where there are any.
@@ -32,6 +36,12 @@ impl Builder<'_> {
         let op = self.request.op;
         let is_backward = matches!(op, Op::Backward | Op::BackwardJvp);
         self.place_results_of_rows();
+        if matches!(self.choice, Choice::Matrix(_)) && self.regions.get("TO_LSE").is_none() {
+            // The arena is bound always; this is what is always written to it.
+            let rows = self.len(Role::Query) / self.problem.head_dim() as u64;
+            let at = self.reserve(rows);
+            self.regions.put("TO_LSE", at);
+        }
         if is_backward {
             self.place_gradients();
         }
@@ -53,11 +63,20 @@ impl Builder<'_> {
             .zip(&lowered)
             .map(|(kind, lowered)| Functions::new(builder.problem, lowered.clone(), names, kind == 1))
             .collect();
-        if let Some(shape) = builder.tiled {
-            let source = builder.tiled_forward(&shape, &pairs[0])?;
-            self.check_loops("tiles", shape.iterations(self.problem))?;
-            self.run_workgroups("tiles", source, shape.workgroups());
-            return Ok(());
+        match builder.choice {
+            Choice::Matrix(shape) => {
+                let run = builder.matrix_forward(&shape, &pairs[0])?;
+                self.check_loops("matrices", shape.iterations(self.problem))?;
+                self.steps.push(Step::Run(run));
+                return Ok(());
+            }
+            Choice::Tiled(shape) => {
+                let source = builder.tiled_forward(&shape, &pairs[0])?;
+                self.check_loops("tiles", shape.iterations(self.problem))?;
+                self.run_workgroups("tiles", source, shape.workgroups());
+                return Ok(());
+            }
+            Choice::Generic => {}
         }
         let rows = builder.rows(&pairs)?;
         let keys = if is_backward { builder.keys(&pairs)? } else { None };
@@ -90,6 +109,9 @@ impl Builder<'_> {
             _ => [("TO_OUT_T", Role::Grad2GradOutput), ("TO_LSE_T", Role::Grad2GradLogsumexp)],
         };
         for (name, role) in of_rows {
+            if self.packed.iter().any(|packed| packed.role == role) {
+                continue;
+            }
             if self.wants(role) {
                 let at = self.result(role);
                 self.regions.put(name, at);
@@ -220,12 +242,40 @@ impl Builder<'_> {
         Ok(self.walk(&self.regions, ROWS, fill, &functions))
     }
 
-    /// The shader of the tiled family.
-    fn tiled_forward(&self, shape: &Shape, pair: &Functions<'_>) -> Result<String> {
+    /// Whether scores go through functions of the pair.
+    fn has_program(&self) -> bool {
         let program = self.problem.program();
         let is_identity = *program.graph().node(program.score()) == Node::Var(Var::Score);
-        let has_program = !is_identity || program.mask().is_some() || self.problem.has_rpb();
-        let mut functions = shape.constants();
+        !is_identity || program.mask().is_some() || self.problem.has_rpb()
+    }
+
+    /// The step of the matrix family.
+    fn matrix_forward(&self, shape: &matrix::Shape, pair: &Functions<'_>) -> Result<Run> {
+        let has_program = self.has_program();
+        let mut functions = BOXES.to_owned();
+        if has_program {
+            functions += &pair.mask()?;
+            functions += &pair.stages()?;
+        }
+        let mut bindings = vec![Binding::Arena];
+        if functions.contains("ints[") {
+            bindings.push(Binding::Integers { is_written: false });
+        }
+        let fill = shape.fill(has_program, bindings.len());
+        bindings.extend(
+            self.packed
+                .iter()
+                .map(|packed| Binding::Packed { role: packed.role, is_written: packed.role == Role::Output }),
+        );
+        let functions = shape.constants() + &functions;
+        let source = shape.directives().to_owned() + &self.walk(&self.regions, MATRIX, fill, &functions);
+        Ok(Run { label: "matrices".to_owned(), source, bindings, workgroups: shape.workgroups() })
+    }
+
+    /// The shader of the tiled family.
+    fn tiled_forward(&self, shape: &tiled::Shape, pair: &Functions<'_>) -> Result<String> {
+        let has_program = self.has_program();
+        let mut functions = shape.constants() + BOXES;
         if has_program {
             functions += &pair.mask()?;
             functions += &pair.stages()?;
