@@ -10,6 +10,7 @@ use natten_core::{
 use pollster::block_on;
 
 use crate::adapters::{Adapters, FEATURES, info, target};
+use crate::family::{FAMILY_VARIABLE, Family};
 use crate::gpu::{Gpu, failed};
 use crate::plan::WgpuPlan;
 use crate::target::Target;
@@ -24,16 +25,25 @@ pub struct Options {
     /// Whether shaders are compiled with the driver's checks: indices into buffers, loops without an end. Generated
     /// shaders need none, and are two to three times as fast without.
     pub checked: bool,
+    /// The name of the only [`Family`] of shaders that plans may take; the planner's choice where nothing is said.
+    pub family: Option<String>,
 }
 
 impl Options {
-    /// What `NATTEN_WGPU_ADAPTER` and `NATTEN_WGPU_CHECKED` say.
+    /// What `NATTEN_WGPU_ADAPTER`, `NATTEN_WGPU_CHECKED` and `NATTEN_WGPU_FAMILY` say.
     pub fn from_environment() -> Self {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self {
             adapter: variable(ADAPTER_VARIABLE),
             checked: variable(CHECKED_VARIABLE).is_some_and(|value| value == "1"),
+            family: variable(FAMILY_VARIABLE),
         }
+    }
+
+    /// The same with no other family than this.
+    #[must_use]
+    pub fn family(self, family: Family) -> Self {
+        Self { family: Some(family.name().to_owned()), ..self }
     }
 
     /// The same with the driver's checks, or without.
@@ -56,8 +66,10 @@ impl WgpuBackend {
     ///
     /// # Errors
     /// [`Error::Unavailable`](natten_core::Error::Unavailable) where there is no such adapter,
+    /// [`Error::Invalid`](natten_core::Error::Invalid) where there is no such family,
     /// [`Error::Device`](natten_core::Error::Device) where it does not open.
     pub fn new(options: &Options) -> Result<Self> {
+        let family = options.family.as_deref().map(str::parse).transpose()?;
         let adapters = Adapters::find();
         let adapter = adapters.pick(options.adapter.as_deref())?;
         let descriptor = wgpu::DeviceDescriptor {
@@ -81,7 +93,7 @@ impl WgpuBackend {
         let (device, queue) = block_on(adapter.request_device(&descriptor)).map_err(failed)?;
         Ok(Self {
             info: described,
-            target: target(adapter),
+            target: Target { family, ..target(adapter) },
             gpu: Arc::new(Gpu::new(adapter, device, queue, options.checked)),
         })
     }
@@ -90,6 +102,11 @@ impl WgpuBackend {
 impl WgpuBackend {
     pub(crate) fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn target_mut(&mut self) -> &mut Target {
+        &mut self.target
     }
 }
 

@@ -11,6 +11,8 @@ mod backend;
 mod boxes;
 mod emit;
 mod family;
+#[cfg(test)]
+mod family_tests;
 mod generic;
 mod gpu;
 mod matrix;
