@@ -1,6 +1,6 @@
 //! How the families with tiles cut a problem: boxes of queries, and the boxes of keys that a box of queries walks.
 
-use natten_core::geometry::{Axis, MAX_RANK, Neighborhood, Tiles};
+use natten_core::geometry::{Axis, MAX_RANK, Span, Tiles};
 use natten_core::{PlanOptions, Problem, padded_tile};
 
 /// A cut: the boxes, and how many there are.
@@ -19,43 +19,47 @@ impl Boxes {
     /// Boxes of at most `rows` queries and `keys` keys: those that the caller asks for, where they are small enough, or
     /// else those with which the fewest pairs of boxes are visited. None where the caller asks for larger ones.
     pub(crate) fn new(problem: &Problem, options: &PlanOptions, rows: usize, keys: usize) -> Option<Self> {
-        let neighborhood = problem.neighborhood();
-        let axes = neighborhood.axes();
-        let asked = |name, tile: &Option<Vec<usize>>| -> Option<[usize; MAX_RANK]> {
-            tile.as_ref().and_then(|tile| padded_tile(name, tile, problem).ok())
-        };
-        let of = |asked: Option<[usize; MAX_RANK]>, volume: usize, all: Vec<[usize; MAX_RANK]>| match asked {
-            Some(tile) => (tile.iter().product::<usize>() <= volume).then(|| vec![tile]),
-            None => Some(all),
-        };
-        let query_tiles =
-            of(asked("query_tile", &options.query_tile), rows, query_tiles(neighborhood, rows))?;
-        let key_tiles = of(asked("key_tile", &options.key_tile), keys, key_tiles(neighborhood, keys))?;
-        let mut best: Option<(f64, [usize; MAX_RANK], [usize; MAX_RANK])> = None;
-        for query in query_tiles {
-            let unions: [Vec<usize>; MAX_RANK] = std::array::from_fn(|a| unions(&axes[a], query[a]));
-            for &key in &key_tiles {
-                let along = |a: usize| unions[a].iter().map(|len| len.div_ceil(key[a])).sum::<usize>() as f64;
-                let pairs: f64 = (0..MAX_RANK).map(along).product();
-                // A box with cells to spare is masked wherever it stands, which costs something.
-                let is_whole = key.iter().product::<usize>() == keys;
-                let cost = pairs * if is_whole { 1.0 } else { 1.05 };
-                if best.is_none_or(|(least, ..)| cost < least) {
-                    best = Some((cost, query, key));
-                }
+        let asked = |name, tile: &Option<Vec<usize>>, volume: usize| match tile {
+            None => Some(None),
+            Some(tile) => {
+                let tile = padded_tile(name, tile, problem).ok()?;
+                (tile.iter().product::<usize>() <= volume).then_some(Some(tile))
             }
-        }
-        let (_, query, key) = best?;
+        };
+        let query = asked("query_tile", &options.query_tile, rows)?;
+        let key = asked("key_tile", &options.key_tile, keys)?;
+        let axes = problem.neighborhood().axes();
+        let query_tiles = query.map_or_else(|| rows_of(axes, rows, Axis::query_group_len), |tile| vec![tile]);
+        let key_tiles = key.map_or_else(|| columns_of(axes, keys, Axis::key_group_len), |tile| vec![tile]);
+        let (query, key) = best(axes, &query_tiles, &key_tiles, keys, |axis, tile| {
+            unions(axis, tile, Axis::query_group_len, Axis::window_union)
+        })?;
+        Some(Self::of(problem, query, key))
+    }
+
+    /// Boxes of at most `keys` keys, and of at most `rows` queries that they walk.
+    pub(crate) fn inverse(problem: &Problem, rows: usize, keys: usize) -> Option<Self> {
+        let axes = problem.neighborhood().axes();
+        let key_tiles = rows_of(axes, keys, Axis::key_group_len);
+        let query_tiles = columns_of(axes, rows, Axis::query_group_len);
+        let (key, query) = best(axes, &key_tiles, &query_tiles, rows, |axis, tile| {
+            unions(axis, tile, Axis::key_group_len, Axis::queries_union)
+        })?;
+        Some(Self::of(problem, query, key))
+    }
+
+    fn of(problem: &Problem, query: [usize; MAX_RANK], key: [usize; MAX_RANK]) -> Self {
+        let axes = problem.neighborhood().axes();
         // As the walk cuts them, at axes that are shorter.
-        let tiles = Tiles::new(neighborhood, query, key);
+        let tiles = Tiles::new(problem.neighborhood(), query, key);
         let (query_tile, key_tile) = (tiles.query_tile(), tiles.key_tile());
-        Some(Self {
+        Self {
             query_tile,
             key_tile,
             query_pieces: std::array::from_fn(|a| axes[a].query_group_len(0).div_ceil(query_tile[a])),
             key_pieces: std::array::from_fn(|a| axes[a].key_group_len(0).div_ceil(key_tile[a])),
             dilation: axes.each_ref().map(Axis::dilation),
-        })
+        }
     }
 
     /// Boxes of queries over all residue groups, those counted that a shorter group does not have.
@@ -105,27 +109,62 @@ impl Boxes {
     }
 }
 
-/// The lengths of the unions of windows that the pieces of an axis see.
-fn unions(axis: &Axis, tile: usize) -> Vec<usize> {
+/// The rows' and the columns' boxes with which the fewest pairs of boxes are visited. `unions` are the lengths of what an
+/// axis' pieces walk.
+fn best(
+    axes: &[Axis; MAX_RANK],
+    rows: &[[usize; MAX_RANK]],
+    columns: &[[usize; MAX_RANK]],
+    volume: usize,
+    unions: impl Fn(&Axis, usize) -> Vec<usize>,
+) -> Option<([usize; MAX_RANK], [usize; MAX_RANK])> {
+    let mut best: Option<(f64, [usize; MAX_RANK], [usize; MAX_RANK])> = None;
+    for &row in rows {
+        let lens: [Vec<usize>; MAX_RANK] = std::array::from_fn(|a| unions(&axes[a], row[a]));
+        for &column in columns {
+            let along = |a: usize| lens[a].iter().map(|len| len.div_ceil(column[a])).sum::<usize>() as f64;
+            let pairs: f64 = (0..MAX_RANK).map(along).product();
+            // A box with cells to spare is masked wherever it stands, which costs something.
+            let is_whole = column.iter().product::<usize>() == volume;
+            let cost = pairs * if is_whole { 1.0 } else { 1.05 };
+            if best.is_none_or(|(least, ..)| cost < least) {
+                best = Some((cost, row, column));
+            }
+        }
+    }
+    best.map(|(_, row, column)| (row, column))
+}
+
+/// The lengths of what the pieces of an axis see.
+fn unions(
+    axis: &Axis,
+    tile: usize,
+    len: fn(&Axis, usize) -> usize,
+    union: fn(&Axis, usize, &Span) -> Span,
+) -> Vec<usize> {
     let pieces = |group: usize| {
-        let len = axis.query_group_len(group);
+        let len = len(axis, group);
         (0..len).step_by(tile).map(move |start| start..(start + tile).min(len))
     };
     (0..axis.dilation())
-        .flat_map(|group| pieces(group).map(move |span| axis.window_union(group, &span).len()))
+        .flat_map(|group| pieces(group).map(move |span| union(axis, group, &span).len()))
         .collect()
 }
 
-/// Boxes of queries of powers of two, no longer along an axis than it needs, the largest that there are: smaller ones
-/// leave threads idle.
-fn query_tiles(neighborhood: &Neighborhood, volume: usize) -> Vec<[usize; MAX_RANK]> {
-    let most = neighborhood.axes().each_ref().map(|axis| axis.query_group_len(0).next_power_of_two());
-    largest(volume, most, |n| n.is_power_of_two(), 1.0)
+/// Boxes of powers of two, no longer along an axis than it needs, the largest that there are: smaller ones leave threads
+/// idle.
+fn rows_of(axes: &[Axis; MAX_RANK], volume: usize, len: fn(&Axis, usize) -> usize) -> Vec<[usize; MAX_RANK]> {
+    let most = axes.each_ref().map(|axis| len(axis, 0).next_power_of_two());
+    largest(volume, most, usize::is_power_of_two, 1.0)
 }
 
-/// Boxes of keys of any extents that fill most of a tile.
-fn key_tiles(neighborhood: &Neighborhood, volume: usize) -> Vec<[usize; MAX_RANK]> {
-    let most = neighborhood.axes().each_ref().map(|axis| axis.key_group_len(0).next_power_of_two());
+/// Boxes of any extents that fill most of a tile.
+fn columns_of(
+    axes: &[Axis; MAX_RANK],
+    volume: usize,
+    len: fn(&Axis, usize) -> usize,
+) -> Vec<[usize; MAX_RANK]> {
+    let most = axes.each_ref().map(|axis| len(axis, 0).next_power_of_two());
     largest(volume, most, |_| true, 0.75)
 }
 
@@ -154,7 +193,7 @@ fn largest(
 #[cfg(test)]
 mod tests {
     use natten_core::DType;
-    use natten_core::geometry::AxisParams;
+    use natten_core::geometry::{AxisParams, Neighborhood};
 
     use super::*;
 

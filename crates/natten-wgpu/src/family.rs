@@ -7,7 +7,7 @@ use natten_core::{Error, OpRequest, PlanOptions, Problem, Result};
 
 use crate::render::math::Real;
 use crate::target::Target;
-use crate::{NAME, matrix, tiled};
+use crate::{NAME, matrix, tiled, tiled_backward};
 
 /// The environment variable that names the only family that may be taken.
 pub const FAMILY_VARIABLE: &str = "NATTEN_WGPU_FAMILY";
@@ -66,6 +66,7 @@ impl FromStr for Family {
 pub(crate) enum Choice {
     Matrix(matrix::Shape),
     Tiled(tiled::Shape),
+    Backward(tiled_backward::Shape),
     Generic,
 }
 
@@ -83,7 +84,11 @@ impl Choice {
     ) -> Result<Self> {
         let choice = |family| match family {
             Family::Matrix => matrix::Shape::of(problem, request, options, target).map(Self::Matrix),
-            Family::Tiled => tiled::Shape::of(problem, request, options, target, real).map(Self::Tiled),
+            Family::Tiled => {
+                tiled::Shape::of(problem, request, options, target, real).map(Self::Tiled).or_else(|| {
+                    tiled_backward::Shape::of(problem, request, options, target, real).map(Self::Backward)
+                })
+            }
             Family::Generic => Some(Self::Generic),
         };
         match target.family {
@@ -101,7 +106,9 @@ impl Choice {
     /// The boxes of queries and keys that its main shader walks.
     pub(crate) const fn tiles(&self) -> [[usize; 3]; 2] {
         match self {
-            Self::Matrix(matrix::Shape { boxes, .. }) | Self::Tiled(tiled::Shape { boxes, .. }) => {
+            Self::Matrix(matrix::Shape { boxes, .. })
+            | Self::Tiled(tiled::Shape { boxes, .. })
+            | Self::Backward(tiled_backward::Shape { of_queries: boxes, .. }) => {
                 [boxes.query_tile, boxes.key_tile]
             }
             Self::Generic => [[1; 3], [usize::MAX; 3]],
@@ -111,7 +118,7 @@ impl Choice {
     pub(crate) const fn family(&self) -> Family {
         match self {
             Self::Matrix(_) => Family::Matrix,
-            Self::Tiled(_) => Family::Tiled,
+            Self::Tiled(_) | Self::Backward(_) => Family::Tiled,
             Self::Generic => Family::Generic,
         }
     }

@@ -21,7 +21,11 @@ fn run(filter: &str, random: usize, edit: impl FnOnce(&mut Target)) -> Option<us
     };
     edit(backend.target_mut());
     let options = natten_conformance::Options::default().filter(filter).random(random);
-    let report = run_all(&backend, &options, &mut |outcome| if !outcome.tensors.is_empty() { eprintln!("{} {:?} {:?}", outcome.case, outcome.elapsed, outcome.failures) });
+    let report = run_all(&backend, &options, &mut |outcome| {
+        if !outcome.tensors.is_empty() {
+            eprintln!("{} {:?} {:?}", outcome.case, outcome.elapsed, outcome.failures)
+        }
+    });
     assert!(report.passed(), "{report}");
     Some(report.outcomes.iter().filter(|outcome| !outcome.tensors.is_empty()).count())
 }
@@ -33,7 +37,10 @@ fn matrices(target: &mut Target, edge: u32) {
 
 #[test]
 fn matrices_as_loops_pass_the_suite() {
-    if let Ok(filter) = std::env::var("ONLY") { eprintln!("{:?}", run(&filter, 24, |target| matrices(target, 16))); return; }
+    if let Ok(filter) = std::env::var("ONLY") {
+        eprintln!("{:?}", run(&filter, 24, |target| matrices(target, 16)));
+        return;
+    }
     for (filter, edge) in [("natten", 16), ("feature", 8), ("special", 16), ("program-", 16), ("random", 8)] {
         if let Some(ran) = run(filter, 24, |target| matrices(target, edge)) {
             assert!(ran > 0, "{filter}: nothing ran");

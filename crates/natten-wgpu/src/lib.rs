@@ -26,6 +26,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod tiled;
+mod tiled_backward;
 
 use std::sync::Arc;
 

@@ -203,7 +203,7 @@ impl Shape {
 }
 
 /// Whether rows are softmax: of any score, under any mask, but nothing is multiplied to the weights.
-fn is_softmax(problem: &Problem) -> bool {
+pub(crate) fn is_softmax(problem: &Problem) -> bool {
     let program = problem.program();
     program.has_softmax_row() && program.post().is_none() && program.decay().is_none()
 }

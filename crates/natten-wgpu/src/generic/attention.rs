@@ -14,6 +14,7 @@ use crate::matrix::{self, MATRIX};
 use crate::sequence::{Binding, Run, Step};
 use crate::template::{Fill, each};
 use crate::tiled::{self, TILED};
+use crate::tiled_backward::{self, Side, TILED_BACKWARD};
 
 const ROWS: &str = include_str!("../wgsl/rows.wgsl");
 const KEYS: &str = include_str!("../wgsl/keys.wgsl");
@@ -76,9 +77,21 @@ impl Builder<'_> {
                 self.run_workgroups("tiles", source, shape.workgroups());
                 return Ok(());
             }
-            Choice::Generic => {}
+            Choice::Backward(_) | Choice::Generic => {}
         }
         let rows = builder.rows(&pairs)?;
+        if let Choice::Backward(shape) = builder.choice {
+            let sides = builder.tiled_backward(&shape, &pairs[0])?;
+            let row_count = self.len(Role::Query) / self.problem.head_dim() as u64;
+            self.run("rows", rows, row_count);
+            for (side, source) in sides {
+                let label = if side == Side::Keys { "tiles of keys" } else { "tiles of queries" };
+                self.check_loops(label, shape.iterations(self.problem, side))?;
+                self.run_workgroups(label, source, shape.workgroups(side));
+            }
+            self.scatter_all(&lowered)?;
+            return self.pull_mods();
+        }
         let keys = if is_backward { builder.keys(&pairs)? } else { None };
         let row_count = self.len(Role::Query) / self.problem.head_dim() as u64;
         self.check_loops("rows", self.of_row())?;
@@ -156,7 +169,10 @@ impl Builder<'_> {
     /// Room for the numbers that later walks take from the rows.
     fn regions_of_rows(&mut self, is_backward: bool) {
         let wanted = &self.wanted;
-        if is_backward && (wanted.key || wanted.value || wanted.rpb || !wanted.captures.is_empty()) {
+        let is_tiled = matches!(self.choice, Choice::Backward(_));
+        if is_backward
+            && (is_tiled || wanted.key || wanted.value || wanted.rpb || !wanted.captures.is_empty())
+        {
             let stages = self.problem.program().row().stages.len().max(1) as u64;
             let rows = self.len(Role::Query) / self.problem.head_dim() as u64;
             let at = self.reserve(rows * (1 + 4 * stages));
@@ -188,7 +204,9 @@ impl Builder<'_> {
             && pairs.iter().any(|pair| {
                 pair.lowered.stages.iter().any(|stage| !pair.lowered.graph.is_zero(stage.element.tangent))
             });
-        let sweeps_query = ["TO_DQ", "TO_DQ_T"].iter().any(|name| self.regions.get(name).is_some());
+        // Tiles of queries do that, where there are such.
+        let sweeps_query = !matches!(self.choice, Choice::Backward(_))
+            && ["TO_DQ", "TO_DQ_T"].iter().any(|name| self.regions.get(name).is_some());
 
         let mut functions = String::new();
         for pair in pairs {
@@ -270,6 +288,33 @@ impl Builder<'_> {
         let functions = shape.constants() + &functions;
         let source = shape.directives().to_owned() + &self.walk(&self.regions, MATRIX, fill, &functions);
         Ok(Run { label: "matrices".to_owned(), source, bindings, workgroups: shape.workgroups() })
+    }
+
+    /// The shaders of the backward pass in tiles that are needed.
+    fn tiled_backward(
+        &self,
+        shape: &tiled_backward::Shape,
+        pair: &Functions<'_>,
+    ) -> Result<Vec<(Side, String)>> {
+        let has_program = self.has_program();
+        let mut functions = String::new();
+        if has_program {
+            functions += &pair.mask()?;
+            functions += &pair.weight()?;
+            functions += &pair.grad_score()?;
+        }
+        let region = |name: &'static str| self.regions.get(name).map(|_| name);
+        let mut sides = Vec::new();
+        for (side, to) in
+            [(Side::Queries, [region("TO_DQ"), None]), (Side::Keys, [region("TO_DK"), region("TO_DV")])]
+        {
+            if to != [None; 2] {
+                let fill = shape.fill(self.problem, side, has_program, to);
+                let functions = shape.constants(side) + BOXES + &functions;
+                sides.push((side, self.walk(&self.regions, TILED_BACKWARD, fill, &functions)));
+            }
+        }
+        Ok(sides)
     }
 
     /// The shader of the tiled family.
