@@ -1,3 +1,4 @@
+#![allow(clippy::print_stderr, reason = "which case ran is worth knowing where one is asked for")]
 //! The conformance suite's cases, each family alone: what the planner would not choose on the device at hand is run all
 //! the same, matrices as loops where the device has none.
 
@@ -8,26 +9,35 @@ use crate::family::Family;
 use crate::target::{Matrices, Target};
 use crate::{NAME, Options, WgpuBackend};
 
-/// Runs the cases with `filter` in their names, and returns how many of them the family had some part in.
-fn run(filter: &str, random: usize, edit: impl FnOnce(&mut Target)) -> Option<usize> {
+/// Runs the cases with one of these in their names, a part of them: each has to be right, and some have to run. The
+/// variable `NATTEN_WGPU_CASES` says which cases instead, and takes all of them.
+fn run(cases: &[&str], parts: u64, edit: impl FnOnce(&mut Target)) {
     let mut backend = match WgpuBackend::new(&Options::from_environment()) {
         Ok(backend) => backend,
         Err(Error::Unavailable { .. }) => {
             let required = natten_conformance::required_backends(&["cpu", "cuda", "wgpu", "neuron"]).unwrap();
             assert!(!required.iter().any(|name| name == NAME), "there is no adapter");
-            return None;
+            return;
         }
         Err(error) => panic!("{error}"),
     };
     edit(backend.target_mut());
-    let options = natten_conformance::Options::default().filter(filter).random(random);
-    let report = run_all(&backend, &options, &mut |outcome| {
-        if !outcome.tensors.is_empty() {
-            eprintln!("{} {:?} {:?}", outcome.case, outcome.elapsed, outcome.failures)
-        }
-    });
-    assert!(report.passed(), "{report}");
-    Some(report.outcomes.iter().filter(|outcome| !outcome.tensors.is_empty()).count())
+    let only = std::env::var("NATTEN_WGPU_CASES").ok().filter(|only| !only.is_empty());
+    let (cases, parts) = match &only {
+        Some(only) => (vec![only.as_str()], 1),
+        None => (cases.to_vec(), parts),
+    };
+    for filter in cases {
+        let options = natten_conformance::Options::default().filter(filter).random(32).part(0, parts);
+        let report = run_all(&backend, &options, &mut |outcome| {
+            if only.is_some() && !outcome.tensors.is_empty() {
+                eprintln!("{} {:?}", outcome.case, outcome.failures);
+            }
+        });
+        assert!(report.passed(), "{report}");
+        let ran = report.outcomes.iter().filter(|outcome| !outcome.tensors.is_empty()).count();
+        assert!(ran > 0, "{filter}: the family did nothing of it");
+    }
 }
 
 fn matrices(target: &mut Target, edge: u32) {
@@ -36,14 +46,16 @@ fn matrices(target: &mut Target, edge: u32) {
 }
 
 #[test]
-fn matrices_as_loops_pass_the_suite() {
-    if let Ok(filter) = std::env::var("ONLY") {
-        eprintln!("{:?}", run(&filter, 24, |target| matrices(target, 16)));
-        return;
-    }
-    for (filter, edge) in [("natten", 16), ("feature", 8), ("special", 16), ("program-", 16), ("random", 8)] {
-        if let Some(ran) = run(filter, 24, |target| matrices(target, edge)) {
-            assert!(ran > 0, "{filter}: nothing ran");
-        }
-    }
+fn matrices_of_16_pass_the_suite() {
+    run(&["natten", "special", "program-"], 16, |target| matrices(target, 16));
+}
+
+#[test]
+fn matrices_of_8_pass_the_suite() {
+    run(&["natten", "feature", "random"], 16, |target| matrices(target, 8));
+}
+
+#[test]
+fn tiles_pass_the_suite() {
+    run(&["natten", "feature", "special", "program-"], 16, |target| target.family = Some(Family::Tiled));
 }
