@@ -4,8 +4,8 @@ use std::any::Any;
 use std::sync::Arc;
 
 use natten_core::{
-    Backend, DeviceInfo, HostTensor, OpRequest, Pending, Plan, PlanOptions, Problem, Queue, Result, Tensor,
-    TensorSpec, ready,
+    Backend, DType, DeviceInfo, HostTensor, OpRequest, Pending, Plan, PlanOptions, Problem, Queue, Result,
+    Tensor, TensorSpec, ready,
 };
 use pollster::block_on;
 
@@ -104,6 +104,10 @@ impl WgpuBackend {
         &self.gpu
     }
 
+    pub(crate) const fn target(&self) -> &Target {
+        &self.target
+    }
+
     #[cfg(test)]
     pub(crate) const fn target_mut(&mut self) -> &mut Target {
         &mut self.target
@@ -148,6 +152,10 @@ impl Backend for WgpuBackend {
 
     fn download<'a>(&'a self, _queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
         ready(memory::download(&self.gpu, tensor))
+    }
+
+    fn matmul_rate(&self, dtype: DType) -> Pending<'_, Option<f64>> {
+        ready(self.measure_products(dtype))
     }
 }
 

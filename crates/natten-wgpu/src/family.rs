@@ -7,7 +7,7 @@ use natten_core::{Error, OpRequest, PlanOptions, Problem, Result};
 
 use crate::render::math::Real;
 use crate::target::Target;
-use crate::{NAME, matrix, tiled, tiled_backward};
+use crate::{NAME, matrix, row, tiled, tiled_backward};
 
 /// The environment variable that names the only family that may be taken.
 pub const FAMILY_VARIABLE: &str = "NATTEN_WGPU_FAMILY";
@@ -22,11 +22,13 @@ pub enum Family {
     Tiled,
     /// Everything.
     Generic,
+    /// Plain forward softmax with a query to an invocation, to measure the others against: planners do not take it.
+    Row,
 }
 
 impl Family {
-    /// All of them, in the order in which planners ask them.
-    pub const ALL: [Self; 3] = [Self::Matrix, Self::Tiled, Self::Generic];
+    /// All of them, in the order in which planners ask them; the first that does everything ends the search.
+    pub const ALL: [Self; 4] = [Self::Matrix, Self::Tiled, Self::Generic, Self::Row];
 
     /// The name in reports.
     pub const fn name(self) -> &'static str {
@@ -34,6 +36,7 @@ impl Family {
             Self::Matrix => "matrix",
             Self::Tiled => "tiled",
             Self::Generic => "generic",
+            Self::Row => "row",
         }
     }
 }
@@ -67,6 +70,7 @@ pub(crate) enum Choice {
     Matrix(matrix::Shape),
     Tiled(tiled::Shape),
     Backward(tiled_backward::Shape),
+    Row(row::Shape),
     Generic,
 }
 
@@ -90,6 +94,7 @@ impl Choice {
                 })
             }
             Family::Generic => Some(Self::Generic),
+            Family::Row => row::Shape::of(problem, request, options, target, real).map(Self::Row),
         };
         match target.family {
             None => Ok(Family::ALL.into_iter().find_map(choice).unwrap_or(Self::Generic)),
@@ -108,6 +113,7 @@ impl Choice {
         match self {
             Self::Matrix(matrix::Shape { boxes, .. })
             | Self::Tiled(tiled::Shape { boxes, .. })
+            | Self::Row(row::Shape { boxes, .. })
             | Self::Backward(tiled_backward::Shape { of_queries: boxes, .. }) => {
                 [boxes.query_tile, boxes.key_tile]
             }
@@ -119,6 +125,7 @@ impl Choice {
         match self {
             Self::Matrix(_) => Family::Matrix,
             Self::Tiled(_) | Self::Backward(_) => Family::Tiled,
+            Self::Row(_) => Family::Row,
             Self::Generic => Family::Generic,
         }
     }

@@ -56,6 +56,11 @@ fn matrices_of_8_pass_the_suite() {
 }
 
 #[test]
+fn a_query_each_passes_the_suite() {
+    run(&["natten", "feature"], 16, |target| target.family = Some(Family::Row));
+}
+
+#[test]
 fn tiles_pass_the_suite() {
     run(&["natten", "feature", "special", "program-"], 16, |target| target.family = Some(Family::Tiled));
 }

@@ -20,6 +20,7 @@ mod memory;
 mod plan;
 mod rate;
 mod render;
+mod row;
 mod sequence;
 mod target;
 mod template;

@@ -7,6 +7,7 @@ use natten_core::geometry::{Alignment, AxisParams, Neighborhood};
 use natten_core::program::{Capture, Program};
 use natten_core::{DType, Op, OpRequest, PlanOptions, Problem, Role};
 
+use crate::family::Family;
 use crate::generic::sequence;
 use crate::sequence::Sequence;
 use crate::target::{Matrices, Target};
@@ -76,6 +77,19 @@ fn whole(problem: &Problem, op: Op) -> OpRequest {
     OpRequest::of(op, problem, problem.optional_inputs_of(op).iter())
 }
 
+/// A family that is the only one may refuse; a planner that has the choice does not.
+fn visit_planned(
+    name: &str,
+    target: &Target,
+    sequence: natten_core::Result<Sequence>,
+    visit: &mut impl FnMut(&str, &Sequence),
+) {
+    match sequence {
+        Ok(sequence) => visit(name, &sequence),
+        Err(error) => assert!(target.family.is_some(), "{name}: {error}"),
+    }
+}
+
 fn every_sequence(target: &Target, mut visit: impl FnMut(&str, &Sequence)) {
     for dtype in DType::FLOATS {
         for name in ["softmax", "score-mask-dropout", "rows", "sigmoid", "mods"] {
@@ -86,13 +100,21 @@ fn every_sequence(target: &Target, mut visit: impl FnMut(&str, &Sequence)) {
                 }
                 let request = whole(&problem, op);
                 let sequence = sequence(&problem, &request, &PlanOptions::default(), target);
-                visit(&format!("{name} {op} {dtype}"), &sequence.unwrap());
+                visit_planned(&format!("{name} {op} {dtype}"), target, sequence, &mut visit);
             }
+        }
+        let axes = [AxisParams::new(12, 5), AxisParams::new(14, 3).dilation(3)];
+        let plain =
+            Problem::builder(Neighborhood::new(&axes).unwrap(), dtype).heads(4).heads_kv(2).head_dim(72);
+        let plain = plain.build().unwrap();
+        for op in [Op::Forward, Op::Backward] {
+            let sequence = sequence(&plain, &whole(&plain, op), &PlanOptions::default(), target);
+            visit_planned(&format!("plain {op} {dtype}"), target, sequence, &mut visit);
         }
         let problem = recurrence(dtype);
         for op in [Op::Forward, Op::ForwardJvp, Op::Backward, Op::BackwardJvp] {
             let sequence = sequence(&problem, &whole(&problem, op), &PlanOptions::default(), target);
-            visit(&format!("recurrence {op} {dtype}"), &sequence.unwrap());
+            visit_planned(&format!("recurrence {op} {dtype}"), target, sequence, &mut visit);
         }
     }
 }
@@ -100,11 +122,12 @@ fn every_sequence(target: &Target, mut visit: impl FnMut(&str, &Sequence)) {
 #[test]
 fn naga_takes_every_shader() {
     let mut seen = HashSet::new();
-    let targets = [VULKAN, with_matrices(16, true), with_matrices(8, true), with_matrices(16, false)];
+    let mut targets = vec![VULKAN, with_matrices(16, true), with_matrices(8, true), with_matrices(16, false)];
+    targets.extend(Family::ALL.map(|family| Target { family: Some(family), ..with_matrices(16, true) }));
     for target in &targets {
         every_sequence(target, |name, sequence| check(&mut seen, name, sequence));
     }
-    for family in ["matrix", "tiled", "generic"] {
+    for family in Family::ALL.map(Family::name) {
         assert!(seen.iter().any(|(_, of)| *of == family), "{family}");
     }
     assert!(seen.len() > 100);
@@ -124,6 +147,12 @@ fn check(seen: &mut HashSet<(String, &'static str)>, name: &str, sequence: &Sequ
             .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
             .validate(&module)
             .unwrap_or_else(|e| panic!("{name}, {}: {}", run.label, e.emit_to_string(&run.source)));
+        // Vulkan's compilers take cooperative matrices as SPIR-V alone.
+        if run.source.contains("coopLoad") {
+            let options = naga::back::spv::Options { lang_version: (1, 4), ..Default::default() };
+            let words = naga::back::spv::write_vec(&module, &info, &options, None);
+            assert!(words.is_ok(), "{name}, {}: {:?}", run.label, words.err());
+        }
         // What the shader uses is what the step binds: layouts are made from the texts.
         let entry = info.get_entry_point(0);
         let used = module
@@ -131,6 +160,21 @@ fn check(seen: &mut HashSet<(String, &'static str)>, name: &str, sequence: &Sequ
             .iter()
             .filter(|(handle, variable)| variable.binding.is_some() && !entry[*handle].is_empty());
         assert_eq!(used.count(), run.bindings.len(), "{name}, {}", run.label);
+    }
+}
+
+/// The probe is WGSL too.
+#[test]
+fn naga_takes_the_probe_of_matrices() {
+    for edge in [8, 16] {
+        let matrices = Matrices { edge, lanes: 32, is_native: true };
+        let source = crate::rate::matrix_probe(&matrices, 4);
+        let module =
+            naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
+        let capabilities =
+            naga::valid::Capabilities::SHADER_FLOAT16 | naga::valid::Capabilities::COOPERATIVE_MATRIX;
+        let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
+        validator.validate(&module).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
     }
 }
 

@@ -11,6 +11,7 @@ use super::given::result;
 use super::{Builder, OPERANDS};
 use crate::family::Choice;
 use crate::matrix::{self, MATRIX};
+use crate::row::ROW;
 use crate::sequence::{Binding, Run, Step};
 use crate::template::{Fill, each};
 use crate::tiled::{self, TILED};
@@ -75,6 +76,13 @@ impl Builder<'_> {
                 let source = builder.tiled_forward(&shape, &pairs[0])?;
                 self.check_loops("tiles", shape.iterations(self.problem))?;
                 self.run_workgroups("tiles", source, shape.workgroups());
+                return Ok(());
+            }
+            Choice::Row(shape) => {
+                let functions = shape.constants() + BOXES;
+                let source = builder.walk(&builder.regions, ROW, Fill::default(), &functions);
+                self.check_loops("a query each", shape.iterations(self.problem))?;
+                self.run_workgroups("a query each", source, shape.workgroups());
                 return Ok(());
             }
             Choice::Backward(_) | Choice::Generic => {}
