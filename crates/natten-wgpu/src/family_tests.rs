@@ -61,6 +61,11 @@ fn a_query_each_passes_the_suite() {
 }
 
 #[test]
+fn subgroups_pass_the_suite() {
+    run(&["natten", "feature", "special", "program-"], 16, |target| target.family = Some(Family::Subgroup));
+}
+
+#[test]
 fn tiles_pass_the_suite() {
     run(&["natten", "feature", "special", "program-"], 16, |target| target.family = Some(Family::Tiled));
 }

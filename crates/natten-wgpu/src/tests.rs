@@ -122,7 +122,13 @@ fn every_sequence(target: &Target, mut visit: impl FnMut(&str, &Sequence)) {
 #[test]
 fn naga_takes_every_shader() {
     let mut seen = HashSet::new();
-    let mut targets = vec![VULKAN, with_matrices(16, true), with_matrices(8, true), with_matrices(16, false)];
+    let mut targets = vec![
+        VULKAN,
+        Target { subgroup: Some(32), ..VULKAN },
+        with_matrices(16, true),
+        with_matrices(8, true),
+        with_matrices(16, false),
+    ];
     targets.extend(Family::ALL.map(|family| Target { family: Some(family), ..with_matrices(16, true) }));
     for target in &targets {
         every_sequence(target, |name, sequence| check(&mut seen, name, sequence));
