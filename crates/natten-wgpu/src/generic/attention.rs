@@ -14,6 +14,8 @@ use crate::tiled::{Shape, TILED};
 
 const ROWS: &str = include_str!("../wgsl/rows.wgsl");
 const KEYS: &str = include_str!("../wgsl/keys.wgsl");
+const COTANGENTS_OF_ROW: &str = include_str!("../wgsl/cotangents_of_row.wgsl");
+const COTANGENTS_OF_PAIRS: &str = include_str!("../wgsl/cotangents_of_pairs.wgsl");
 const ADD_PAIR: &str = include_str!("../wgsl/add_pair.wgsl");
 
 /// The functions of window pairs, and of pairs with additional keys where there are any.
@@ -24,6 +26,13 @@ struct Stages {
     reduce: Vec<Reduce>,
     /// Those that are reduced from pairs; the others are given.
     swept: Vec<usize>,
+}
+
+/// A sweep over a row's pairs: statements for each, as [`Builder::sweep`] takes them, and those behind the last.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    pub(super) pairs: String,
+    pub(super) then: String,
 }
 
 impl Builder<'_> {
@@ -190,33 +199,54 @@ impl Builder<'_> {
         if of_row {
             functions += &self::of_row(&self.names(), lowered)?;
         }
-        let with_stages = |name: &str, by: &str| {
+        let add_numbers = |name: &str, by: &str| {
             let count = stages.reduce.len();
             format!(
                 "let numbers = $P$_{name}(at, row, x);\nfor (var k = 0u; k < {by}{count}u; k++) {{ sums[k] += numbers[k]; }}\n"
             )
         };
+        let of_row_text = |template: &str| {
+            let fill = Fill::default()
+                .flag("TANGENTS", has_tangents)
+                .flag("LOGSUMEXP", self.problem.has_logsumexp())
+                .value("LOGSUMEXP", self.problem.program().logsumexp().unwrap_or(0))
+                .value("DIM_V", self.problem.head_dim_v());
+            self.regions.flags(fill).apply(template)
+        };
+        let mut sweeps = Vec::new();
+        if sweeps_stages {
+            let then = format!("row.alive = seen;\n{}{}", stages.finish(), stages.dead());
+            sweeps.push(Sweep { pairs: stages.add(), then });
+        }
+        if sweeps_tangents {
+            let then = "for (var k = 0u; k < STAGES; k++) { row.stage_t[k] = sums[k]; sums[k] = R(0.0); }\n";
+            sweeps.push(Sweep { pairs: add_numbers("stage_tangents", ""), then: then.to_owned() });
+        }
+        if sweeps_output {
+            sweeps.push(Sweep { pairs: self.add_value(), then: String::new() });
+        }
+        let mut before_sweeps = if sweeps_stages { String::new() } else { stages.dead() };
+        if of_row {
+            let then = sweeps.last_mut().map_or(&mut before_sweeps, |last| &mut last.then);
+            then.push_str(&of_row_text(COTANGENTS_OF_ROW));
+        }
+        if of_pairs {
+            let then = of_row_text(COTANGENTS_OF_PAIRS);
+            sweeps.push(Sweep { pairs: add_numbers("grad_stages", "2u * "), then });
+        }
+        if sweeps_query {
+            sweeps.push(Sweep { pairs: self.add_key(), then: String::new() });
+        }
         let fill = Fill::default()
             .flag("SCORES", true)
             .flag("TANGENTS", has_tangents)
             .flag("GRADS", of_pairs || sweeps_query)
             .flag("SWEEP_STAGES", sweeps_stages)
-            .flag("SWEEP_STAGE_TANGENTS", sweeps_tangents)
+            .flag("SWEEP_NUMBERS", sweeps_tangents || of_pairs)
             .flag("SWEEP_OUTPUT", sweeps_output)
-            .flag("GRAD_STAGES_OF_ROW", of_row)
-            .flag("GRAD_STAGES_OF_PAIRS", of_pairs)
             .flag("SWEEP_GRAD_QUERY", sweeps_query)
-            .value(
-                "SWEEP_STAGES",
-                if sweeps_stages { self.sweep(pairs.len(), &stages.add()) } else { String::new() },
-            )
-            .value("FINISH_STAGES", stages.finish())
-            .value("DEAD_ROWS", stages.dead())
-            .value("SWEEP_STAGE_TANGENTS", self.sweep(pairs.len(), &with_stages("stage_tangents", "")))
-            .value("SWEEP_GRAD_STAGES", self.sweep(pairs.len(), &with_stages("grad_stages", "2u * ")))
-            .value("SWEEP_OUTPUT", self.sweep(pairs.len(), &self.add_value()))
-            .value("SWEEP_GRAD_QUERY", self.sweep(pairs.len(), &self.add_key()));
-        // The output is that of the forward pass, where it is given.
+            .value("BEFORE_SWEEPS", before_sweeps)
+            .value("SWEEPS", self.sweeps(pairs.len(), &sweeps));
         Ok(self.walk(&self.regions, ROWS, fill, &functions))
     }
 
@@ -258,6 +288,30 @@ impl Builder<'_> {
             );
         }
         text
+    }
+
+    /// Sweeps one behind the other, until the row turns out to be dead. The walk stands in the text once: drivers write
+    /// out every call, and a pair's numbers are most of the code.
+    pub(super) fn sweeps(&self, kinds: usize, sweeps: &[Sweep]) -> String {
+        if sweeps.is_empty() {
+            return String::new();
+        }
+        let of_each = |part: fn(&Sweep) -> &str| match sweeps {
+            [sweep] => part(sweep).to_owned(),
+            _ => (0..).zip(sweeps).filter(|(_, sweep)| !part(sweep).is_empty()).fold(
+                String::new(),
+                |text, (number, sweep): (u32, _)| {
+                    format!("{text}if (number_of_sweep == {number}u) {{\n{}}}\n", part(sweep))
+                },
+            ),
+        };
+        format!(
+            "    for (var number_of_sweep = 0u; number_of_sweep < {}u; number_of_sweep++) {{\n    \
+             if (!row.alive) {{ break; }}\n{}{}    }}\n",
+            sweeps.len(),
+            self.sweep(kinds, &of_each(|sweep| &sweep.pairs)),
+            of_each(|sweep| &sweep.then),
+        )
     }
 
     /// Adds a pair's value to the row's output.
