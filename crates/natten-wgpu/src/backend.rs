@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use natten_core::{
     Backend, DeviceInfo, HostTensor, OpRequest, Pending, Plan, PlanOptions, Problem, Queue, Result, Tensor,
-    TensorSpec, ready,
+    TensorSpec,
 };
 use pollster::block_on;
 
@@ -58,11 +58,19 @@ impl WgpuBackend {
     /// [`Error::Unavailable`](natten_core::Error::Unavailable) where there is no such adapter,
     /// [`Error::Device`](natten_core::Error::Device) where it does not open.
     pub fn new(options: &Options) -> Result<Self> {
-        let adapters = Adapters::find();
+        block_on(Self::open(options))
+    }
+
+    /// As [`WgpuBackend::new`], where nothing may block.
+    ///
+    /// # Errors
+    /// Those of [`WgpuBackend::new`].
+    pub async fn open(options: &Options) -> Result<Self> {
+        let adapters = Adapters::search().await;
         let adapter = adapters.pick(options.adapter.as_deref())?;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("natten"),
-            required_features: adapter.features() & FEATURES,
+            required_features: adapter.features() & FEATURES.union(wgpu::Features::PIPELINE_CACHE),
             required_limits: adapter.limits(),
             ..Default::default()
         };
@@ -74,7 +82,7 @@ impl WgpuBackend {
                 described.features.push((format!("adapter {number}, not taken"), text));
             }
         }
-        let (device, queue) = block_on(adapter.request_device(&descriptor)).map_err(failed)?;
+        let (device, queue) = adapter.request_device(&descriptor).await.map_err(failed)?;
         Ok(Self {
             info: described,
             target: target(adapter),
@@ -86,6 +94,11 @@ impl WgpuBackend {
 impl WgpuBackend {
     pub(crate) fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn target_mut(&mut self) -> &mut Target {
+        &mut self.target
     }
 }
 
@@ -107,9 +120,10 @@ impl Backend for WgpuBackend {
         let sequence = options
             .check_full_precision(self.info.backend)
             .and_then(|()| generic::sequence(problem, request, options, &self.target));
-        let plan =
-            sequence.and_then(|sequence| WgpuPlan::new(&self.gpu, problem, request, sequence, &self.info));
-        ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))
+        Box::pin(async move {
+            let plan = WgpuPlan::new(&self.gpu, problem, request, sequence?, &self.info).await?;
+            Ok(Arc::new(plan) as Arc<dyn Plan>)
+        })
     }
 
     fn queue(&self) -> Result<Arc<dyn Queue>> {
@@ -126,7 +140,7 @@ impl Backend for WgpuBackend {
     }
 
     fn download<'a>(&'a self, _queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
-        ready(memory::download(&self.gpu, tensor))
+        Box::pin(memory::download(&self.gpu, tensor))
     }
 }
 
@@ -136,7 +150,7 @@ pub(crate) struct DeviceQueue(Arc<Gpu>);
 
 impl Queue for DeviceQueue {
     fn finish(&self) -> Pending<'_, ()> {
-        ready(self.0.wait())
+        Box::pin(self.0.finish())
     }
 
     fn as_any(&self) -> &dyn Any {

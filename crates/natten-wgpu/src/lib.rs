@@ -8,6 +8,7 @@
 
 mod adapters;
 mod backend;
+mod cache;
 mod emit;
 mod generic;
 mod gpu;
@@ -16,6 +17,7 @@ mod plan;
 mod rate;
 mod render;
 mod sequence;
+mod signal;
 mod target;
 mod template;
 #[cfg(test)]
@@ -30,6 +32,7 @@ use self::target::Target;
 
 pub use self::adapters::{Adapters, DeviceSummary};
 pub use self::backend::{Options, WgpuBackend};
+pub use self::cache::CACHE_VARIABLE;
 
 /// The backend's name in the registry.
 pub const NAME: &str = "wgpu";
@@ -57,5 +60,8 @@ pub fn probe() -> Result<Arc<dyn Backend>> {
 /// [`Error::Invalid`](natten_core::Error::Invalid) as [`Problem::tensors`](natten_core::Problem::tensors).
 pub fn wgsl(problem: &Problem, request: &OpRequest, options: &PlanOptions) -> Result<Artifact> {
     let sequence = generic::sequence(problem, request, options, &Target::BROWSER)?;
+    for spec in &sequence.tensors {
+        Target::BROWSER.check_binding(spec.name(), spec.bytes() as u64)?;
+    }
     emit::artifact(&plan::title(problem, request), &sequence)
 }

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use natten_core::Result;
+use pollster::block_on;
 
 use crate::WgpuBackend;
 
@@ -37,7 +38,7 @@ impl WgpuBackend {
                 .replace("$DECLARE$", &lines(&|c| format!("    var x{c} = vec4<f32>({c}.5);")))
                 .replace("$CHAINS$", &lines(&|c| format!("        x{c} = fma(x{c}, a, a);")))
                 .replace("$SUM$", &(0..CHAINS).map(|c| format!("x{c}")).collect::<Vec<_>>().join(" + "));
-        let pipeline = gpu.pipeline("multiply-adds", &source)?;
+        let pipeline = block_on(gpu.pipeline("multiply-adds", &source))?;
         let out = gpu.buffer("out", 1024 * 16, wgpu::BufferUsages::STORAGE)?;
         let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
@@ -47,7 +48,7 @@ impl WgpuBackend {
         let flops = (rounds * groups * 256 * CHAINS * 4 * 2) as f64;
         let mut best = 0.0f64;
         for _ in 0..5 {
-            gpu.wait()?;
+            block_on(gpu.finish())?;
             let start = Instant::now();
             let mut encoder = gpu.device.create_command_encoder(&Default::default());
             {
@@ -57,7 +58,7 @@ impl WgpuBackend {
                 pass.dispatch_workgroups(groups as u32, 1, 1);
             }
             gpu.queue.submit([encoder.finish()]);
-            gpu.wait()?;
+            block_on(gpu.finish())?;
             best = best.max(flops / start.elapsed().as_secs_f64());
         }
         Ok(best)
