@@ -8,6 +8,7 @@ mod functions;
 mod given;
 mod linear;
 mod loops;
+mod parts;
 mod regions;
 mod tables;
 mod unfused;
@@ -31,16 +32,29 @@ use crate::tiled::Shape;
 
 const ATTENTION: &str = include_str!("../wgsl/attention.wgsl");
 
-/// What an operation does.
+pub(crate) use self::parts::sequence;
+
+/// Where a part of a problem begins: what is added to its batch entries and heads to have those of the whole.
+#[derive(Clone, Copy, Debug, Default)]
+struct First {
+    batch: usize,
+    head: usize,
+    head_kv: usize,
+    /// Heads of the whole.
+    heads: usize,
+}
+
+/// What an operation does, whatever the arena takes.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for what the device has no room or no numbers for; [`Error::Invalid`] as
-/// [`Problem::tensors`] and for boxes that are none.
-pub(crate) fn sequence(
+/// [`Error::Unsupported`] for what the device has no numbers for; [`Error::Invalid`] as [`Problem::tensors`] and for
+/// boxes that are none.
+fn piece(
     problem: &Problem,
     request: &OpRequest,
     options: &PlanOptions,
     target: &Target,
+    first: First,
 ) -> Result<Sequence> {
     let tensors = problem.tensors(request)?;
     for (name, tile) in [("query_tile", &options.query_tile), ("key_tile", &options.key_tile)] {
@@ -49,7 +63,7 @@ pub(crate) fn sequence(
         }
     }
     target.check_dtype(problem.dtype())?;
-    let mut builder = Builder::new(problem, request, target, tensors);
+    let mut builder = Builder { first, ..Builder::new(problem, request, target, tensors) };
     builder.tiled = Shape::of(problem, request, options, target, builder.real);
     builder.read_inputs()?;
     if problem.program().decay().is_some() {
@@ -67,6 +81,7 @@ struct Builder<'p> {
     problem: &'p Problem,
     request: &'p OpRequest,
     target: &'p Target,
+    first: First,
     real: Real,
     tensors: Vec<TensorSpec>,
     /// Elements of the arena so far.
@@ -130,6 +145,7 @@ impl<'p> Builder<'p> {
             problem,
             request,
             target,
+            first: First::default(),
             real,
             tensors,
             arena: 0,
@@ -239,7 +255,12 @@ impl<'p> Builder<'p> {
     }
 
     fn names(&self) -> Names<'_> {
-        Names { program: self.problem.program(), captures: &self.captures, real: self.real }
+        Names {
+            program: self.problem.program(),
+            captures: &self.captures,
+            first: self.first,
+            real: self.real,
+        }
     }
 
     /// A shader of the walks: a template behind everything that they share.
@@ -297,7 +318,6 @@ impl<'p> Builder<'p> {
             };
             self.steps.push(Step::Run(convert::step(spec, self.real, at, self.target)));
         }
-        self.target.check_binding("the arena", self.arena * self.real.size())?;
         self.target.check_binding("captured integers", self.integers * 4)?;
         Ok(Sequence {
             family: if self.tiled.is_some() { "tiled" } else { "generic" },
