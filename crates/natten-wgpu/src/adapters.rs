@@ -32,8 +32,13 @@ pub(crate) const FEATURES: wgpu::Features = wgpu::Features::SHADER_F64
 impl Adapters {
     /// Looks for adapters.
     pub fn find() -> Self {
+        block_on(Self::search())
+    }
+
+    /// As [`Adapters::find`], where nothing may block.
+    pub async fn search() -> Self {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-        let mut list = block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+        let mut list = instance.enumerate_adapters(wgpu::Backends::PRIMARY).await;
         list.retain(|adapter| adapter.get_info().backend != wgpu::Backend::Noop);
         list.sort_by_key(|adapter| rank(adapter.get_info().device_type));
         Self { list }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use natten_core::{
     Backend, DType, DeviceInfo, HostTensor, OpRequest, Pending, Plan, PlanOptions, Problem, Queue, Result,
-    Tensor, TensorSpec, ready,
+    Tensor, TensorSpec,
 };
 use pollster::block_on;
 
@@ -69,12 +69,20 @@ impl WgpuBackend {
     /// [`Error::Invalid`](natten_core::Error::Invalid) where there is no such family,
     /// [`Error::Device`](natten_core::Error::Device) where it does not open.
     pub fn new(options: &Options) -> Result<Self> {
+        block_on(Self::open(options))
+    }
+
+    /// As [`WgpuBackend::new`], where nothing may block.
+    ///
+    /// # Errors
+    /// Those of [`WgpuBackend::new`].
+    pub async fn open(options: &Options) -> Result<Self> {
         let family = options.family.as_deref().map(str::parse).transpose()?;
-        let adapters = Adapters::find();
+        let adapters = Adapters::search().await;
         let adapter = adapters.pick(options.adapter.as_deref())?;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("natten"),
-            required_features: adapter.features() & FEATURES,
+            required_features: adapter.features() & FEATURES.union(wgpu::Features::PIPELINE_CACHE),
             required_limits: adapter.limits(),
             // SAFETY: Cooperative matrices are all that is asked for of the experimental. Shaders use them as the
             // extension of Vulkan says: every lane of a subgroup comes to them, and what they load and store lies
@@ -90,7 +98,7 @@ impl WgpuBackend {
                 described.features.push((format!("adapter {number}, not taken"), text));
             }
         }
-        let (device, queue) = block_on(adapter.request_device(&descriptor)).map_err(failed)?;
+        let (device, queue) = adapter.request_device(&descriptor).await.map_err(failed)?;
         Ok(Self {
             info: described,
             target: Target { family, ..target(adapter) },
@@ -138,9 +146,10 @@ impl Backend for WgpuBackend {
         let sequence = options
             .check_full_precision(self.info.backend)
             .and_then(|()| generic::sequence(problem, request, options, &self.target));
-        let plan =
-            sequence.and_then(|sequence| WgpuPlan::new(&self.gpu, problem, request, sequence, &self.info));
-        ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))
+        Box::pin(async move {
+            let plan = WgpuPlan::new(&self.gpu, problem, request, sequence?, &self.info).await?;
+            Ok(Arc::new(plan) as Arc<dyn Plan>)
+        })
     }
 
     fn queue(&self) -> Result<Arc<dyn Queue>> {
@@ -157,11 +166,11 @@ impl Backend for WgpuBackend {
     }
 
     fn download<'a>(&'a self, _queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
-        ready(memory::download(&self.gpu, tensor))
+        Box::pin(memory::download(&self.gpu, tensor))
     }
 
     fn matmul_rate(&self, dtype: DType) -> Pending<'_, Option<f64>> {
-        ready(self.measure_products(dtype))
+        natten_core::ready(self.measure_products(dtype))
     }
 }
 
@@ -171,7 +180,7 @@ pub(crate) struct DeviceQueue(Arc<Gpu>);
 
 impl Queue for DeviceQueue {
     fn finish(&self) -> Pending<'_, ()> {
-        ready(self.0.wait())
+        Box::pin(self.0.finish())
     }
 
     fn as_any(&self) -> &dyn Any {

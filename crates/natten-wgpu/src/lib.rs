@@ -9,6 +9,7 @@
 mod adapters;
 mod backend;
 mod boxes;
+mod cache;
 mod emit;
 mod family;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod rate;
 mod render;
 mod row;
 mod sequence;
+mod signal;
 mod target;
 mod template;
 #[cfg(test)]
@@ -37,6 +39,7 @@ use self::target::Target;
 
 pub use self::adapters::{Adapters, DeviceSummary};
 pub use self::backend::{Options, WgpuBackend};
+pub use self::cache::CACHE_VARIABLE;
 pub use self::family::{FAMILY_VARIABLE, Family};
 
 /// The backend's name in the registry.
@@ -76,5 +79,8 @@ pub fn families() -> Result<Vec<(&'static str, Arc<dyn Backend>)>> {
 /// [`Error::Invalid`](natten_core::Error::Invalid) as [`Problem::tensors`](natten_core::Problem::tensors).
 pub fn wgsl(problem: &Problem, request: &OpRequest, options: &PlanOptions) -> Result<Artifact> {
     let sequence = generic::sequence(problem, request, options, &Target::BROWSER)?;
+    for spec in &sequence.tensors {
+        Target::BROWSER.check_binding(spec.name(), spec.bytes() as u64)?;
+    }
     emit::artifact(&plan::title(problem, request), &sequence)
 }

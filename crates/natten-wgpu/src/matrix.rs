@@ -71,7 +71,9 @@ impl Shape {
         };
         let most = target.workgroups as usize;
         let count = boxes.query_boxes();
+        let is_bound = |packed: &Packed| target.check_binding(packed.role.name(), packed.bytes()).is_ok();
         (shape.bytes() <= target.workgroup_bytes as usize
+            && shape.packed(problem).iter().all(is_bound)
             && (1..=most).contains(&count)
             && (1..=most).contains(&shape.heads))
         .then_some(shape)

@@ -10,10 +10,11 @@ use natten_core::{
     SourceKind, Submission, Tensor, TensorSpec, Workspace, coverage_of,
 };
 
+use crate::generic::convert::{self, Layout};
 use crate::gpu::{Gpu, failed};
 use crate::memory::memory_of;
-use crate::sequence::{Binding, Packed, Run, Sequence, Step};
-use crate::{NAME, emit, generic};
+use crate::sequence::{Binding, Packed, Part, Run, Sequence, Step};
+use crate::{NAME, emit};
 
 /// A prepared operation.
 #[derive(Debug)]
@@ -24,6 +25,12 @@ pub(crate) struct WgpuPlan {
     pipelines: Vec<Option<Arc<wgpu::ComputePipeline>>>,
     report: PlanReport,
     problem: String,
+}
+
+/// The tensors of a run, and which of them are bound themselves where shaders take them packed.
+struct Given<'t> {
+    tensors: BTreeMap<Role, &'t Tensor>,
+    direct: BTreeSet<Role>,
 }
 
 /// The buffers of a run.
@@ -41,21 +48,21 @@ struct Memory {
 const ALIGNMENT: u64 = 256;
 
 impl WgpuPlan {
-    pub(crate) fn new(
+    pub(crate) async fn new(
         gpu: &Arc<Gpu>,
         problem: &Problem,
         request: &OpRequest,
         sequence: Sequence,
         info: &DeviceInfo,
     ) -> Result<Self> {
-        let pipelines = sequence
-            .steps
-            .iter()
-            .map(|step| match step {
-                Step::Run(run) => gpu.pipeline(&run.label, &run.source).map(Some),
-                Step::Clear { .. } => Ok(None),
-            })
-            .collect::<Result<_>>()?;
+        let mut pipelines = Vec::with_capacity(sequence.steps.len());
+        for step in &sequence.steps {
+            pipelines.push(match step {
+                Step::Run(run) => Some(gpu.pipeline(&run.label, &run.source).await?),
+                Step::Begin(_) | Step::Clear { .. } => None,
+            });
+        }
+        gpu.store_pipelines();
         let tiles = Tiles::new(problem.neighborhood(), sequence.tiles[0], sequence.tiles[1]);
         let coverage = coverage_of(problem, &tiles);
         let cost = Cost::of(problem, request, &coverage, info);
@@ -75,20 +82,23 @@ impl WgpuPlan {
     fn record(
         &self,
         encoder: &mut wgpu::CommandEncoder,
-        step: usize,
+        pipeline: &wgpu::ComputePipeline,
         run: &Run,
+        part: Turn<'_>,
         memory: &Memory,
-        tensors: &BTreeMap<Role, &Tensor>,
-        direct: &BTreeSet<Role>,
+        given: &Given<'_>,
     ) -> Result<()> {
-        let Some(pipeline) = &self.pipelines[step] else { return Ok(()) };
+        let Given { tensors, direct } = given;
         let mut entries = Vec::with_capacity(run.bindings.len());
         for (binding, what) in (0..).zip(&run.bindings) {
             let resource = match what {
                 Binding::Arena => memory.arena.as_entire_binding(),
                 Binding::Integers { .. } => memory.integers.as_entire_binding(),
                 Binding::Tensor { role, .. } => {
-                    memory_of(&self.gpu, role.name(), bound(tensors, *role)?)?.buffer.as_entire_binding()
+                    let tensor = bound(tensors, *role)?;
+                    let (_, offset, size) = self.window(*role, tensor, part)?;
+                    let buffer = &memory_of(&self.gpu, role.name(), tensor)?.buffer;
+                    wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size })
                 }
                 Binding::Packed { role, .. } if direct.contains(role) => {
                     memory_of(&self.gpu, role.name(), bound(tensors, *role)?)?.buffer.as_entire_binding()
@@ -99,7 +109,7 @@ impl WgpuPlan {
                 },
                 Binding::Parameters { role, .. } => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: &memory.parameters,
-                    offset: self.place(*role) * ALIGNMENT,
+                    offset: self.place(*role, part),
                     size: wgpu::BufferSize::new(ALIGNMENT),
                 }),
             };
@@ -125,6 +135,10 @@ impl WgpuPlan {
     /// else is in its buffer: that is read while it is written.
     fn direct(&self, tensors: &BTreeMap<Role, &Tensor>) -> Result<BTreeSet<Role>> {
         let mut direct = BTreeSet::new();
+        // What a part takes of a tensor does not lie by itself.
+        if self.sequence.steps.iter().any(|step| matches!(step, Step::Begin(_))) {
+            return Ok(direct);
+        }
         for packed in self.sequence.packed.iter().filter(|packed| packed.may_be_direct) {
             let tensor = bound(tensors, packed.role)?;
             let buffer = &memory_of(&self.gpu, packed.role.name(), tensor)?.buffer;
@@ -144,24 +158,83 @@ impl WgpuPlan {
         Ok(direct)
     }
 
-    /// The number of a tensor among all.
-    fn place(&self, role: Role) -> u64 {
-        self.sequence.tensors.iter().position(|spec| spec.role == role).unwrap_or(0) as u64
+    /// Where a tensor's table of parameters begins.
+    fn place(&self, role: Role, part: Turn<'_>) -> u64 {
+        let tensors = &self.sequence.tensors;
+        let number = tensors.iter().position(|spec| spec.role == role).unwrap_or(0);
+        (part.number * tensors.len() + number) as u64 * ALIGNMENT
+    }
+
+    /// What a part takes of a tensor, in a window of its memory that can be bound, and the window.
+    fn window(
+        &self,
+        role: Role,
+        tensor: &Tensor,
+        part: Turn<'_>,
+    ) -> Result<(Layout, u64, Option<wgpu::BufferSize>)> {
+        let memory = memory_of(&self.gpu, role.name(), tensor)?;
+        let layout = Layout::of(tensor).cut(part.part.map_or(&[], |part| part.cuts(role)));
+        let (bytes, most) = (memory.buffer.size(), self.gpu.most_binding);
+        let (Some((low, high)), true) = (layout.span(), bytes > most) else { return Ok((layout, 0, None)) };
+        let size = tensor.dtype().size() as u64;
+        let start = low as u64 * size / ALIGNMENT * ALIGNMENT;
+        let len = ((high as u64 + 1) * size - start).next_multiple_of(4);
+        if len > most {
+            return Err(Error::unsupported(
+                NAME,
+                format!("{role} of {bytes} bytes"),
+                format!(
+                    "{len} of them are needed at a time, and this adapter binds at most {most} \
+                     (max_storage_buffer_binding_size); split the batch"
+                ),
+            ));
+        }
+        Ok((layout.behind((start / size) as isize), start, wgpu::BufferSize::new(len)))
+    }
+
+    /// The steps that run shaders, or clear, with the part of the tensors that each is of.
+    fn turns(&self) -> impl Iterator<Item = (usize, &Step, Turn<'_>)> {
+        let mut turn = Turn { number: 0, part: None };
+        self.sequence.steps.iter().enumerate().filter_map(move |(number, step)| match step {
+            Step::Begin(part) => {
+                turn = Turn { number: turn.number + usize::from(turn.part.is_some()), part: Some(part) };
+                None
+            }
+            _ => Some((number, step, turn)),
+        })
+    }
+
+    /// Bytes of all tables of parameters.
+    fn parameter_bytes(&self) -> u64 {
+        let parts = self.sequence.steps.iter().filter(|step| matches!(step, Step::Begin(_))).count().max(1);
+        (parts * self.sequence.tensors.len()) as u64 * ALIGNMENT
     }
 
     /// Writes how the tensors lie in memory.
     fn write_parameters(&self, memory: &Memory, tensors: &BTreeMap<Role, &Tensor>) -> Result<()> {
-        for binding in self.sequence.runs().flat_map(|run| &run.bindings) {
-            if let Binding::Parameters { role, at } = binding {
-                let tensor = bound(tensors, *role)?;
-                let is_output = self.sequence.tensors[self.place(*role) as usize].is_output;
-                let parameters = generic::convert::parameters(tensor, *at, is_output)?;
-                let bytes: &[u8] = bytemuck::cast_slice(&parameters);
-                self.gpu.queue.write_buffer(&memory.parameters, self.place(*role) * ALIGNMENT, bytes);
+        for (_, step, part) in self.turns() {
+            let Step::Run(run) = step else { continue };
+            for binding in &run.bindings {
+                if let Binding::Parameters { role, at } = binding {
+                    let (layout, _, _) = self.window(*role, bound(tensors, *role)?, part)?;
+                    let is_output =
+                        self.sequence.tensors.iter().any(|spec| spec.role == *role && spec.is_output);
+                    let parameters = convert::parameters(&layout, *at, is_output)?;
+                    let bytes: &[u8] = bytemuck::cast_slice(&parameters);
+                    self.gpu.queue.write_buffer(&memory.parameters, self.place(*role, part), bytes);
+                }
             }
         }
         Ok(())
     }
+}
+
+/// A part of the problem that has its turn: which, of those that there are, and what it takes; none of a problem that
+/// is not parted.
+#[derive(Clone, Copy, Debug)]
+struct Turn<'a> {
+    number: usize,
+    part: Option<&'a Part>,
 }
 
 /// What an operation is, in words.
@@ -205,7 +278,7 @@ impl Plan for WgpuPlan {
                 .iter()
                 .map(|packed| Ok((packed.role, self.gpu.buffer("packed", packed.bytes(), usage)?)))
                 .collect::<Result<_>>()?,
-            parameters: self.gpu.buffer("parameters", sequence.tensors.len() as u64 * ALIGNMENT, usage)?,
+            parameters: self.gpu.buffer("parameters", self.parameter_bytes(), usage)?,
         };
         Ok(Workspace::new(self.report.workspace, memory))
     }
@@ -221,7 +294,7 @@ impl Plan for WgpuPlan {
         let memory: &Memory = workspace.memory::<Memory>()?;
         if memory.arena.size() < self.sequence.arena * self.sequence.element
             || memory.integers.size() < self.sequence.integers * 4
-            || memory.parameters.size() < self.sequence.tensors.len() as u64 * ALIGNMENT
+            || memory.parameters.size() < self.parameter_bytes()
             || self.sequence.packed.iter().any(|packed| {
                 memory.packed.get(&packed.role).is_none_or(|buffer| buffer.size() < packed.bytes())
             })
@@ -238,18 +311,21 @@ impl Plan for WgpuPlan {
         let tensors: BTreeMap<Role, &Tensor> =
             roles.zip(bindings.inputs.iter().copied().chain(outputs)).collect();
         self.write_parameters(memory, &tensors)?;
-        let direct = self.direct(&tensors)?;
+        let given = Given { direct: self.direct(&tensors)?, tensors };
         let scope = self.gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        for (number, step) in self.sequence.steps.iter().enumerate() {
-            match step {
-                Step::Clear { at, len } => {
+        for (number, step, part) in self.turns() {
+            match (step, &self.pipelines[number]) {
+                (Step::Clear { at, len }, _) => {
                     let element = self.sequence.element;
                     encoder.clear_buffer(&memory.arena, at * element, Some(len * element));
                 }
                 // Nothing is copied where the tensor itself is bound.
-                Step::Run(run) if run.copies().is_some_and(|role| direct.contains(&role)) => {}
-                Step::Run(run) => self.record(&mut encoder, number, run, memory, &tensors, &direct)?,
+                (Step::Run(run), _) if run.copies().is_some_and(|role| given.direct.contains(&role)) => {}
+                (Step::Run(run), Some(pipeline)) => {
+                    self.record(&mut encoder, pipeline, run, part, memory, &given)?;
+                }
+                _ => {}
             }
         }
         self.gpu.queue.submit([encoder.finish()]);

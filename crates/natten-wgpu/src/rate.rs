@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use natten_core::{DType, Result};
+use pollster::block_on;
 
 use crate::WgpuBackend;
 use crate::target::Matrices;
@@ -124,7 +125,7 @@ impl WgpuBackend {
 
     fn measure_probe(&self, label: &str, source: &str, groups: usize, flops: f64) -> Result<f64> {
         let gpu = self.gpu();
-        let pipeline = gpu.pipeline(label, source)?;
+        let pipeline = block_on(gpu.pipeline(label, source))?;
         let out = gpu.buffer("out", 64 << 10, wgpu::BufferUsages::STORAGE)?;
         let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
@@ -138,7 +139,7 @@ impl WgpuBackend {
             if run >= 5 && (gpu.is_software || begun.elapsed() > Duration::from_millis(300)) {
                 break;
             }
-            gpu.wait()?;
+            block_on(gpu.finish())?;
             let start = Instant::now();
             let mut encoder = gpu.device.create_command_encoder(&Default::default());
             {
@@ -148,7 +149,7 @@ impl WgpuBackend {
                 pass.dispatch_workgroups(groups as u32, 1, 1);
             }
             gpu.queue.submit([encoder.finish()]);
-            gpu.wait()?;
+            block_on(gpu.finish())?;
             best = best.max(flops / start.elapsed().as_secs_f64());
         }
         Ok(best)

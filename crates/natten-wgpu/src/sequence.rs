@@ -1,6 +1,8 @@
 //! What a plan does, without a device: WGSL texts, what each binds, how many workgroups it takes. The same sequence is
 //! run through wgpu, checked by naga in tests, and written out for a page to run.
 
+use std::collections::BTreeMap;
+
 use natten_core::{Role, TensorSpec};
 
 /// Invocations of a workgroup of the shaders that need no others beside them.
@@ -39,9 +41,26 @@ pub(crate) enum Binding {
     },
 }
 
+/// A part of a problem: some of its batch entries and heads. What it takes of a tensor, of those that it does not take
+/// whole: an axis, where it begins there, and how far it goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Part(pub(crate) BTreeMap<Role, Vec<Cut>>);
+
+/// What is taken along an axis: its number, the first element, and how many.
+pub(crate) type Cut = (usize, usize, usize);
+
+impl Part {
+    /// What is taken of a tensor.
+    pub(crate) fn cuts(&self, role: Role) -> &[Cut] {
+        self.0.get(&role).map_or(&[], Vec::as_slice)
+    }
+}
+
 /// A step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
+    /// What follows is of this part of the tensors. Without one it is of all.
+    Begin(Part),
     /// Sets elements of the arena to zero.
     Clear {
         /// The first element.
@@ -113,7 +132,7 @@ pub(crate) struct Sequence {
     pub(crate) packed: Vec<Packed>,
     /// What is done, in order.
     pub(crate) steps: Vec<Step>,
-    /// The tensors of the caller.
+    /// The tensors of the caller, whole.
     pub(crate) tensors: Vec<TensorSpec>,
     /// The query and key boxes that its main shader walks, on the three padded axes.
     pub(crate) tiles: [[usize; 3]; 2],
@@ -124,7 +143,7 @@ impl Sequence {
     pub(crate) fn runs(&self) -> impl Iterator<Item = &Run> {
         self.steps.iter().filter_map(|step| match step {
             Step::Run(run) => Some(run),
-            Step::Clear { .. } => None,
+            Step::Begin(_) | Step::Clear { .. } => None,
         })
     }
 }

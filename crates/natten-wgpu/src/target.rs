@@ -73,9 +73,14 @@ impl Target {
         Ok(())
     }
 
+    /// Bytes of the largest buffer that can be bound.
+    pub(crate) fn most_binding(&self) -> u64 {
+        self.binding_bytes.min(self.buffer_bytes).min(MOST_BINDING)
+    }
+
     /// That a buffer of so many bytes can be bound.
     pub(crate) fn check_binding(&self, what: &str, bytes: u64) -> Result<()> {
-        let most = self.binding_bytes.min(self.buffer_bytes).min(MOST_BINDING);
+        let most = self.most_binding();
         if bytes > most {
             return Err(Error::unsupported(
                 NAME,

@@ -3,23 +3,21 @@
 
 use std::fmt::Write;
 
-use natten_core::program::{Given, GradStages, Lowered, Node, Reduce, Var};
+use natten_core::program::{Given, GradStages, Lowered, Reduce};
 use natten_core::{Op, Result, Role};
 
 use super::functions::{Functions, cotangents, drop_zeros, of_row};
 use super::given::result;
 use super::{Builder, OPERANDS};
 use crate::family::Choice;
-use crate::matrix::{self, MATRIX};
-use crate::row::ROW;
-use crate::sequence::{Binding, Run, Step};
+use crate::sequence::Step;
 use crate::template::{Fill, each};
-use crate::tiled::{self, TILED};
-use crate::tiled_backward::{self, Side, TILED_BACKWARD};
+use crate::tiled_backward::Side;
 
 const ROWS: &str = include_str!("../wgsl/rows.wgsl");
 const KEYS: &str = include_str!("../wgsl/keys.wgsl");
-const BOXES: &str = include_str!("../wgsl/boxes.wgsl");
+const COTANGENTS_OF_ROW: &str = include_str!("../wgsl/cotangents_of_row.wgsl");
+const COTANGENTS_OF_PAIRS: &str = include_str!("../wgsl/cotangents_of_pairs.wgsl");
 const ADD_PAIR: &str = include_str!("../wgsl/add_pair.wgsl");
 
 /// The functions of window pairs, and of pairs with additional keys where there are any.
@@ -30,6 +28,13 @@ struct Stages {
     reduce: Vec<Reduce>,
     /// Those that are reduced from pairs; the others are given.
     swept: Vec<usize>,
+}
+
+/// A sweep over a row's pairs: statements for each, as [`Builder::sweep`] takes them, and those behind the last.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    pub(super) pairs: String,
+    pub(super) then: String,
 }
 
 impl Builder<'_> {
@@ -79,8 +84,7 @@ impl Builder<'_> {
                 return Ok(());
             }
             Choice::Row(shape) => {
-                let functions = shape.constants() + BOXES;
-                let source = builder.walk(&builder.regions, ROW, Fill::default(), &functions);
+                let source = builder.row_forward(&shape);
                 self.check_loops("a query each", shape.iterations(self.problem))?;
                 self.run_workgroups("a query each", source, shape.workgroups());
                 return Ok(());
@@ -238,108 +242,55 @@ impl Builder<'_> {
         if of_row {
             functions += &self::of_row(&self.names(), lowered)?;
         }
-        let with_stages = |name: &str, by: &str| {
+        let add_numbers = |name: &str, by: &str| {
             let count = stages.reduce.len();
             format!(
                 "let numbers = $P$_{name}(at, row, x);\nfor (var k = 0u; k < {by}{count}u; k++) {{ sums[k] += numbers[k]; }}\n"
             )
         };
+        let of_row_text = |template: &str| {
+            let fill = Fill::default()
+                .flag("TANGENTS", has_tangents)
+                .flag("LOGSUMEXP", self.problem.has_logsumexp())
+                .value("LOGSUMEXP", self.problem.program().logsumexp().unwrap_or(0))
+                .value("DIM_V", self.problem.head_dim_v());
+            self.regions.flags(fill).apply(template)
+        };
+        let mut sweeps = Vec::new();
+        if sweeps_stages {
+            let then = format!("row.alive = seen;\n{}{}", stages.finish(), stages.dead());
+            sweeps.push(Sweep { pairs: stages.add(), then });
+        }
+        if sweeps_tangents {
+            let then = "for (var k = 0u; k < STAGES; k++) { row.stage_t[k] = sums[k]; sums[k] = R(0.0); }\n";
+            sweeps.push(Sweep { pairs: add_numbers("stage_tangents", ""), then: then.to_owned() });
+        }
+        if sweeps_output {
+            sweeps.push(Sweep { pairs: self.add_value(), then: String::new() });
+        }
+        let mut before_sweeps = if sweeps_stages { String::new() } else { stages.dead() };
+        if of_row {
+            let then = sweeps.last_mut().map_or(&mut before_sweeps, |last| &mut last.then);
+            then.push_str(&of_row_text(COTANGENTS_OF_ROW));
+        }
+        if of_pairs {
+            let then = of_row_text(COTANGENTS_OF_PAIRS);
+            sweeps.push(Sweep { pairs: add_numbers("grad_stages", "2u * "), then });
+        }
+        if sweeps_query {
+            sweeps.push(Sweep { pairs: self.add_key(), then: String::new() });
+        }
         let fill = Fill::default()
             .flag("SCORES", true)
             .flag("TANGENTS", has_tangents)
             .flag("GRADS", of_pairs || sweeps_query)
             .flag("SWEEP_STAGES", sweeps_stages)
-            .flag("SWEEP_STAGE_TANGENTS", sweeps_tangents)
+            .flag("SWEEP_NUMBERS", sweeps_tangents || of_pairs)
             .flag("SWEEP_OUTPUT", sweeps_output)
-            .flag("GRAD_STAGES_OF_ROW", of_row)
-            .flag("GRAD_STAGES_OF_PAIRS", of_pairs)
             .flag("SWEEP_GRAD_QUERY", sweeps_query)
-            .value(
-                "SWEEP_STAGES",
-                if sweeps_stages { self.sweep(pairs.len(), &stages.add()) } else { String::new() },
-            )
-            .value("FINISH_STAGES", stages.finish())
-            .value("DEAD_ROWS", stages.dead())
-            .value("SWEEP_STAGE_TANGENTS", self.sweep(pairs.len(), &with_stages("stage_tangents", "")))
-            .value("SWEEP_GRAD_STAGES", self.sweep(pairs.len(), &with_stages("grad_stages", "2u * ")))
-            .value("SWEEP_OUTPUT", self.sweep(pairs.len(), &self.add_value()))
-            .value("SWEEP_GRAD_QUERY", self.sweep(pairs.len(), &self.add_key()));
-        // The output is that of the forward pass, where it is given.
+            .value("BEFORE_SWEEPS", before_sweeps)
+            .value("SWEEPS", self.sweeps(pairs.len(), &sweeps));
         Ok(self.walk(&self.regions, ROWS, fill, &functions))
-    }
-
-    /// Whether scores go through functions of the pair.
-    fn has_program(&self) -> bool {
-        let program = self.problem.program();
-        let is_identity = *program.graph().node(program.score()) == Node::Var(Var::Score);
-        !is_identity || program.mask().is_some() || self.problem.has_rpb()
-    }
-
-    /// The step of the matrix family.
-    fn matrix_forward(&self, shape: &matrix::Shape, pair: &Functions<'_>) -> Result<Run> {
-        let has_program = self.has_program();
-        let mut functions = BOXES.to_owned();
-        if has_program {
-            functions += &pair.mask()?;
-            functions += &pair.stages()?;
-        }
-        let mut bindings = vec![Binding::Arena];
-        if functions.contains("ints[") {
-            bindings.push(Binding::Integers { is_written: false });
-        }
-        let fill = shape.fill(has_program, bindings.len());
-        bindings.extend(
-            self.packed
-                .iter()
-                .map(|packed| Binding::Packed { role: packed.role, is_written: packed.role == Role::Output }),
-        );
-        let functions = shape.constants() + &functions;
-        let source = shape.directives().to_owned() + &self.walk(&self.regions, MATRIX, fill, &functions);
-        Ok(Run { label: "matrices".to_owned(), source, bindings, workgroups: shape.workgroups() })
-    }
-
-    /// The shaders of the backward pass in tiles that are needed.
-    fn tiled_backward(
-        &self,
-        shape: &tiled_backward::Shape,
-        pair: &Functions<'_>,
-    ) -> Result<Vec<(Side, String)>> {
-        let has_program = self.has_program();
-        let mut functions = String::new();
-        if has_program {
-            functions += &pair.mask()?;
-            functions += &pair.weight()?;
-            functions += &pair.grad_score()?;
-        }
-        let region = |name: &'static str| self.regions.get(name).map(|_| name);
-        let mut sides = Vec::new();
-        for (side, to) in
-            [(Side::Queries, [region("TO_DQ"), None]), (Side::Keys, [region("TO_DK"), region("TO_DV")])]
-        {
-            if to != [None; 2] {
-                let fill = shape.fill(self.problem, side, has_program, to);
-                let functions = shape.constants(side) + BOXES + &functions;
-                sides.push((side, self.walk(&self.regions, TILED_BACKWARD, fill, &functions)));
-            }
-        }
-        Ok(sides)
-    }
-
-    /// The shader of the tiled family.
-    fn tiled_forward(&self, shape: &tiled::Shape, pair: &Functions<'_>) -> Result<String> {
-        let has_program = self.has_program();
-        let mut functions = shape.constants() + BOXES;
-        if has_program {
-            functions += &pair.mask()?;
-            functions += &pair.stages()?;
-        }
-        let places: Vec<u64> = ["Q", "K", "V"].iter().filter_map(|name| self.regions.get(name)).collect();
-        let is_wide = shape.reads_wide(has_program, &places);
-        let fill = shape.fill(self.problem, has_program, is_wide);
-        let source = self.walk(&self.regions, TILED, fill, &functions);
-        // The same memory, as vectors of four.
-        let (narrow, wide) = ("arena: array<R>;", "arena: array<vec4<R>>;");
-        Ok(if is_wide { source.replacen(narrow, wide, 1) } else { source })
     }
 
     /// Statements that show a row's pairs, one after the other, to statements of `at` and the pair's numbers `x`; `$P$`
@@ -367,6 +318,30 @@ impl Builder<'_> {
             );
         }
         text
+    }
+
+    /// Sweeps one behind the other, until the row turns out to be dead. The walk stands in the text once: drivers write
+    /// out every call, and a pair's numbers are most of the code.
+    pub(super) fn sweeps(&self, kinds: usize, sweeps: &[Sweep]) -> String {
+        if sweeps.is_empty() {
+            return String::new();
+        }
+        let of_each = |part: fn(&Sweep) -> &str| match sweeps {
+            [sweep] => part(sweep).to_owned(),
+            _ => (0..).zip(sweeps).filter(|(_, sweep)| !part(sweep).is_empty()).fold(
+                String::new(),
+                |text, (number, sweep): (u32, _)| {
+                    format!("{text}if (number_of_sweep == {number}u) {{\n{}}}\n", part(sweep))
+                },
+            ),
+        };
+        format!(
+            "    for (var number_of_sweep = 0u; number_of_sweep < {}u; number_of_sweep++) {{\n    \
+             if (!row.alive) {{ break; }}\n{}{}    }}\n",
+            sweeps.len(),
+            self.sweep(kinds, &of_each(|sweep| &sweep.pairs)),
+            of_each(|sweep| &sweep.then),
+        )
     }
 
     /// Adds a pair's value to the row's output.

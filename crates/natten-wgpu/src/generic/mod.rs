@@ -3,11 +3,13 @@
 //! the oracle computes, wgpu computes. No result depends on the order in which invocations run.
 
 mod attention;
+mod boxed;
 pub(crate) mod convert;
 mod functions;
 mod given;
 mod linear;
 mod loops;
+mod parts;
 mod regions;
 mod tables;
 mod unfused;
@@ -31,16 +33,29 @@ use crate::template::Fill;
 
 const ATTENTION: &str = include_str!("../wgsl/attention.wgsl");
 
-/// What an operation does.
+pub(crate) use self::parts::sequence;
+
+/// Where a part of a problem begins: what is added to its batch entries and heads to have those of the whole.
+#[derive(Clone, Copy, Debug, Default)]
+struct First {
+    batch: usize,
+    head: usize,
+    head_kv: usize,
+    /// Heads of the whole.
+    heads: usize,
+}
+
+/// What an operation does, whatever the arena takes.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for what the device has no room or no numbers for; [`Error::Invalid`] as
-/// [`Problem::tensors`] and for boxes that are none.
-pub(crate) fn sequence(
+/// [`Error::Unsupported`] for what the device has no numbers for; [`Error::Invalid`] as [`Problem::tensors`] and for
+/// boxes that are none.
+fn piece(
     problem: &Problem,
     request: &OpRequest,
     options: &PlanOptions,
     target: &Target,
+    first: First,
 ) -> Result<Sequence> {
     let tensors = problem.tensors(request)?;
     for (name, tile) in [("query_tile", &options.query_tile), ("key_tile", &options.key_tile)] {
@@ -49,7 +64,7 @@ pub(crate) fn sequence(
         }
     }
     target.check_dtype(problem.dtype())?;
-    let mut builder = Builder::new(problem, request, target, tensors);
+    let mut builder = Builder { first, ..Builder::new(problem, request, target, tensors) };
     builder.choice = Choice::of(problem, request, options, target, builder.real)?;
     if let Choice::Matrix(shape) = builder.choice {
         builder.packed = shape.packed(problem).to_vec();
@@ -70,6 +85,7 @@ struct Builder<'p> {
     problem: &'p Problem,
     request: &'p OpRequest,
     target: &'p Target,
+    first: First,
     real: Real,
     tensors: Vec<TensorSpec>,
     /// Elements of the arena so far.
@@ -134,6 +150,7 @@ impl<'p> Builder<'p> {
             problem,
             request,
             target,
+            first: First::default(),
             real,
             tensors,
             arena: 0,
@@ -265,7 +282,12 @@ impl<'p> Builder<'p> {
     }
 
     fn names(&self) -> Names<'_> {
-        Names { program: self.problem.program(), captures: &self.captures, real: self.real }
+        Names {
+            program: self.problem.program(),
+            captures: &self.captures,
+            first: self.first,
+            real: self.real,
+        }
     }
 
     /// A shader of the walks: a template behind everything that they share.
@@ -327,11 +349,7 @@ impl<'p> Builder<'p> {
             };
             self.steps.push(Step::Run(convert::step(spec, self.real, at, self.target)));
         }
-        self.target.check_binding("the arena", self.arena * self.real.size())?;
         self.target.check_binding("captured integers", self.integers * 4)?;
-        for packed in &self.packed {
-            self.target.check_binding(&format!("the packed {}", packed.role), packed.bytes())?;
-        }
         Ok(Sequence {
             family: self.choice.family().name(),
             element: self.real.size(),

@@ -1,0 +1,97 @@
+//! The shaders of the families with boxes, on the regions and functions that all walks share.
+
+use natten_core::program::{Node, Var};
+use natten_core::{Result, Role};
+
+use super::Builder;
+use super::functions::Functions;
+use crate::matrix::{self, MATRIX};
+use crate::row::{self, ROW};
+use crate::sequence::{Binding, Run};
+use crate::template::Fill;
+use crate::tiled::{self, TILED};
+use crate::tiled_backward::{self, Side, TILED_BACKWARD};
+
+const BOXES: &str = include_str!("../wgsl/boxes.wgsl");
+
+impl Builder<'_> {
+    /// Whether scores go through functions of the pair.
+    fn has_program(&self) -> bool {
+        let program = self.problem.program();
+        let is_identity = *program.graph().node(program.score()) == Node::Var(Var::Score);
+        !is_identity || program.mask().is_some() || self.problem.has_rpb()
+    }
+
+    /// The step of the matrix family.
+    pub(super) fn matrix_forward(&self, shape: &matrix::Shape, pair: &Functions<'_>) -> Result<Run> {
+        let has_program = self.has_program();
+        let mut functions = BOXES.to_owned();
+        if has_program {
+            functions += &pair.mask()?;
+            functions += &pair.stages()?;
+        }
+        let mut bindings = vec![Binding::Arena];
+        if functions.contains("ints[") {
+            bindings.push(Binding::Integers { is_written: false });
+        }
+        let fill = shape.fill(has_program, bindings.len());
+        bindings.extend(
+            self.packed
+                .iter()
+                .map(|packed| Binding::Packed { role: packed.role, is_written: packed.role == Role::Output }),
+        );
+        let functions = shape.constants() + &functions;
+        let source = shape.directives().to_owned() + &self.walk(&self.regions, MATRIX, fill, &functions);
+        Ok(Run { label: "matrices".to_owned(), source, bindings, workgroups: shape.workgroups() })
+    }
+
+    /// The shaders of the backward pass in tiles that are needed.
+    pub(super) fn tiled_backward(
+        &self,
+        shape: &tiled_backward::Shape,
+        pair: &Functions<'_>,
+    ) -> Result<Vec<(Side, String)>> {
+        let has_program = self.has_program();
+        let mut functions = String::new();
+        if has_program {
+            functions += &pair.mask()?;
+            functions += &pair.weight()?;
+            functions += &pair.grad_score()?;
+        }
+        let region = |name: &'static str| self.regions.get(name).map(|_| name);
+        let mut sides = Vec::new();
+        for (side, to) in
+            [(Side::Queries, [region("TO_DQ"), None]), (Side::Keys, [region("TO_DK"), region("TO_DV")])]
+        {
+            if to != [None; 2] {
+                let fill = shape.fill(self.problem, side, has_program, to);
+                let functions = shape.constants(side) + BOXES + &functions;
+                sides.push((side, self.walk(&self.regions, TILED_BACKWARD, fill, &functions)));
+            }
+        }
+        Ok(sides)
+    }
+
+    /// The shader of the tiled family.
+    pub(super) fn tiled_forward(&self, shape: &tiled::Shape, pair: &Functions<'_>) -> Result<String> {
+        let has_program = self.has_program();
+        let mut functions = shape.constants() + BOXES;
+        if has_program {
+            functions += &pair.mask()?;
+            functions += &pair.stages()?;
+        }
+        let places: Vec<u64> = ["Q", "K", "V"].iter().filter_map(|name| self.regions.get(name)).collect();
+        let is_wide = shape.reads_wide(has_program, &places);
+        let fill = shape.fill(self.problem, has_program, is_wide);
+        let source = self.walk(&self.regions, TILED, fill, &functions);
+        // The same memory, as vectors of four.
+        let (narrow, wide) = ("arena: array<R>;", "arena: array<vec4<R>>;");
+        Ok(if is_wide { source.replacen(narrow, wide, 1) } else { source })
+    }
+
+    /// The shader of the design to measure against.
+    pub(super) fn row_forward(&self, shape: &row::Shape) -> String {
+        let functions = shape.constants() + BOXES;
+        self.walk(&self.regions, ROW, Fill::default(), &functions)
+    }
+}
