@@ -90,6 +90,8 @@ impl Choice {
         real: Real,
     ) -> Result<Self> {
         let choice = |family| match family {
+            // The faster families multiply: see the shaders' `by_scale`.
+            _ if family != Family::Generic && problem.scale() == 0.0 => None,
             Family::Matrix => matrix::Shape::of(problem, request, options, target).map(Self::Matrix),
             Family::Subgroup => {
                 tiled::Shape::of(problem, request, options, target, real, true).map(Self::Tiled)
