@@ -9,6 +9,7 @@ use super::shape::Shape;
 
 /// The kernel, its parts in order.
 const KERNEL: &str = concat!(
+    include_str!("../../kernels/forward_common.cu"),
     include_str!("../../kernels/forward_sm90_boxes.cu"),
     include_str!("../../kernels/forward_sm90_instructions.cu"),
     include_str!("../../kernels/forward_sm90.cu"),
@@ -41,6 +42,7 @@ pub(super) fn source(
         define(&format!("AXIS{a}"), axis_text(axis));
         define(&format!("SUB{a}"), shape.sub[a].to_string());
         define(&format!("GROUPS{a}"), shape.groups[a].to_string());
+        define(&format!("TILE{a}"), shape.query_tile()[a].to_string());
         define(&format!("KEYS{a}"), shape.keys[a].to_string());
     }
     define("BOX_KEYS", shape.box_keys().to_string());
