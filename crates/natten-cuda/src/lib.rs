@@ -12,12 +12,15 @@ mod device;
 mod error;
 mod family;
 mod generic;
+mod forward;
 mod hopper;
 mod launch;
+mod mma;
 mod plan;
 mod probe;
 mod queue;
 mod render;
+mod scores;
 mod target;
 mod tensor;
 

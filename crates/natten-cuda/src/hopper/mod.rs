@@ -2,20 +2,20 @@
 //! module says which problems it serves, and turns one into constants, tensor maps and a launch; [`shape`] chooses the
 //! boxes, [`text`] writes the source.
 
-mod program;
 mod shape;
 mod text;
 
 use natten_core::geometry::{Alignment, MAX_RANK, Tiles};
 use natten_core::{DType, Error, Op, OpRequest, PlanOptions, Problem, Result, Role, coverage_of};
 
-use self::program::Functions;
 use self::shape::Shape;
 use crate::NAME;
+use crate::forward::ABSENT_VIEW;
 use crate::family::{
     Argument, Class, Family, Kernel, Layout, MapDim, MapSource, MapStride, Sequence, Step, Swizzle,
     TensorMapSpec,
 };
+use crate::scores::Functions;
 use crate::target::Target;
 
 /// The family.
@@ -32,9 +32,6 @@ const MAX_DIM: usize = 256;
 
 /// The largest dilation that the copy engine strides over.
 const MAX_DILATION: usize = 8;
-
-/// Bytes of an output that nobody wants: a view without memory.
-const ABSENT_VIEW: usize = 72;
 
 impl Family for Hopper {
     fn name(&self) -> &'static str {

@@ -1,0 +1,56 @@
+//! What the families of forward kernels on tensor cores share: the constants in front of `kernels/forward_common.cu`.
+
+use natten_core::geometry::{Alignment, Axis, MAX_RANK};
+use natten_core::{DType, Problem};
+
+use crate::scores::Functions;
+
+/// Bytes of an output that nobody wants: a view without memory.
+pub(crate) const ABSENT_VIEW: usize = 72;
+
+/// The problem's constants, the boxes of a block's queries and of keys, and the program's functions.
+pub(crate) fn constants(
+    problem: &Problem,
+    functions: &Functions,
+    tile: [usize; MAX_RANK],
+    keys: [usize; MAX_RANK],
+    writes_logsumexp: bool,
+) -> String {
+    let mut text = String::from(
+        "typedef unsigned short u16;\ntypedef unsigned int u32;\ntypedef unsigned long long u64;\ntypedef long long i64;\n",
+    );
+    let mut define = |name: &str, value: String| text += &format!("#define {name} {value}\n");
+    define("ELEMENT_BF16", i32::from(problem.dtype() == DType::Bf16).to_string());
+    define("BATCH", problem.batch().to_string());
+    define("HEADS", problem.heads().to_string());
+    define("HEADS_KV", problem.heads_kv().to_string());
+    define("HEAD_DIM", problem.head_dim().to_string());
+    define("HEAD_DIM_V", problem.head_dim_v().to_string());
+    for (a, axis) in problem.neighborhood().axes().iter().enumerate() {
+        define(&format!("AXIS{a}"), axis_text(axis));
+        define(&format!("TILE{a}"), tile[a].to_string());
+        define(&format!("KEYS{a}"), keys[a].to_string());
+    }
+    // Through f32 and exactly: the shortest decimal that is this number.
+    define("SCALE", format!("({:e}f)", problem.scale() as f32));
+    define("WRITE_LOGSUMEXP", i32::from(writes_logsumexp).to_string());
+    define("PROGRAM", i32::from(functions.is_there).to_string());
+    define("EXTRA_PARAMETERS", functions.parameters.clone());
+    define("EXTRA_ARGUMENTS", functions.names.clone());
+    text + &functions.text
+}
+
+/// The arguments of the kernels' `Axis`: queries, keys, kind, window, stride, dilation.
+fn axis_text(axis: &Axis) -> String {
+    let (queries, keys) = (axis.query_len(), axis.key_len());
+    match (axis.params(), axis.alignment()) {
+        (Some(p), _) => {
+            let kind = if p.is_causal { "CAUSAL_WINDOW" } else { "WINDOW" };
+            format!("{queries}, {keys}, {kind}, {}, {}, {}", p.kernel_size, p.stride, p.dilation)
+        }
+        (None, Some(Alignment::TopLeft)) => format!("{queries}, {keys}, CAUSAL_TOP_LEFT, 1, 1, 1"),
+        // The families take no other alignment.
+        (None, Some(_)) => format!("{queries}, {keys}, CAUSAL_BOTTOM_RIGHT, 1, 1, 1"),
+        (None, None) => format!("{queries}, {keys}, EVERYTHING, 1, 1, 1"),
+    }
+}
