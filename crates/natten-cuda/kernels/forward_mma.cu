@@ -101,15 +101,24 @@ __device__ __forceinline__ int boxes_of(const Item &item) {
     return max((WHOLE0 ? 1 : item.boxes0) * (WHOLE1 ? 1 : item.boxes1) * (WHOLE2 ? 1 : item.boxes2), 1);
 }
 
+// n / d without the subroutine of exact division: exact up to n = 2^21, more boxes than a query box has.
+__device__ __forceinline__ int quotient(int n, int d) { return (int)((n + 0.5f) * reciprocal((float)d)); }
+
 // Where one of them lies, the last axis counted fastest.
 struct Corner {
     int key0, key1, key2;
 
     __device__ __forceinline__ Corner(const Item &item, int box) {
-        int boxes2 = WHOLE2 ? 1 : max(item.boxes2, 1), boxes1 = WHOLE1 ? 1 : max(item.boxes1, 1);
-        key2 = item.key2 + (WHOLE2 ? 0 : box % boxes2 * KEYS2);
-        key1 = item.key1 + (WHOLE1 ? 0 : box / boxes2 % boxes1 * KEYS1);
-        key0 = item.key0 + (WHOLE0 ? 0 : box / boxes2 / boxes1 * KEYS0);
+        int at2 = WHOLE2 ? 0 : box, at1 = 0, at0 = 0;
+        if (!WHOLE1 || !WHOLE0) {
+            int rows = WHOLE2 ? box : quotient(box, max(item.boxes2, 1));
+            at2 = WHOLE2 ? 0 : box - rows * max(item.boxes2, 1);
+            at0 = WHOLE0 ? 0 : WHOLE1 ? rows : quotient(rows, max(item.boxes1, 1));
+            at1 = WHOLE1 ? 0 : rows - at0 * max(item.boxes1, 1);
+        }
+        key0 = item.key0 + at0 * KEYS0;
+        key1 = item.key1 + at1 * KEYS1;
+        key2 = item.key2 + at2 * KEYS2;
     }
 };
 

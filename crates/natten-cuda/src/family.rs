@@ -220,8 +220,7 @@ pub(crate) enum Swizzle {
 impl Sequence {
     /// Whether the sequence reads a tensor through a map, or in pieces of 16 bytes.
     pub(crate) fn maps(&self, role: Role) -> bool {
-        self.steps.iter().any(|step| {
-            match step {
+        self.steps.iter().any(|step| match step {
             Step::Launch(kernel) => kernel.arguments.iter().any(|argument| {
                 let is_aligned = self.layout == Layout::Aligned;
                 match argument {
@@ -233,7 +232,6 @@ impl Sequence {
                 }
             }),
             Step::Zero { .. } => false,
-        }
         })
     }
 }
@@ -268,10 +266,8 @@ pub(crate) fn choose(
             format!("there are {}", names()),
         ));
     }
-    let order =
-        if crate::mma::is_for_small_windows(problem) { FAMILIES_OF_SMALL_WINDOWS } else { FAMILIES };
-    let families =
-        order.iter().filter(|family| forced.as_deref().is_none_or(|name| family.name() == name));
+    let order = if crate::mma::is_for_small_windows(problem) { FAMILIES_OF_SMALL_WINDOWS } else { FAMILIES };
+    let families = order.iter().filter(|family| forced.as_deref().is_none_or(|name| family.name() == name));
     let mut why = Error::unsupported(NAME, request.op.name(), "this build has no kernels for it");
     let mut first = None;
     for family in families {

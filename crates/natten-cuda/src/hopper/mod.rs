@@ -10,11 +10,11 @@ use natten_core::{DType, Error, Op, OpRequest, PlanOptions, Problem, Result, Rol
 
 use self::shape::Shape;
 use crate::NAME;
-use crate::forward::ABSENT_VIEW;
 use crate::family::{
     Argument, Class, Family, Kernel, Layout, MapDim, MapSource, MapStride, Sequence, Step, Swizzle,
     TensorMapSpec,
 };
+use crate::forward::ABSENT_VIEW;
 use crate::scores::Functions;
 use crate::target::Target;
 

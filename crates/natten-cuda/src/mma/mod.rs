@@ -124,8 +124,7 @@ fn kernel(
     };
     let rows = problem.batch() * problem.heads();
     let items = shape.query_boxes(problem) * rows as u64;
-    let mut source =
-        forward::constants(problem, &functions, shape.query_tile(), shape.keys, wants_logsumexp);
+    let mut source = forward::constants(problem, &functions, shape.query_tile(), shape.keys, wants_logsumexp);
     let is_uneven = problem.neighborhood().axes().iter().any(|axis| axis.alignment().is_some());
     let section = (1..=SECTION).rev().find(|&n| rows.is_multiple_of(n)).unwrap_or(1);
     for (name, value) in shape.constants() {

@@ -10,8 +10,10 @@ use crate::target::Target;
 /// Queries of a fragment.
 const ROWS: usize = 16;
 
-/// Keys that a warp takes at a time, and those that it takes at once where it sees no more.
+/// Keys that a warp takes at a time, where functions of a pair need registers too, and those that it takes at once where
+/// it sees no more.
 const CHUNK: usize = 64;
+const CHUNK_WITH_FUNCTIONS: usize = 32;
 const LONGEST_CHUNK: usize = 128;
 
 /// What a chunk costs beyond its keys, in keys.
@@ -82,7 +84,11 @@ impl Shape {
         let tile = if has_many_keys { grown(fragment, 8 * ROWS, lengths) } else { least };
         let warps = std::array::from_fn(|a| tile[a] / (fragment[a] * pair[a]));
         let union: [usize; MAX_RANK] = of(tile);
-        let chunk = chunk_of(seen, dims);
+        let chunk = match is_plain {
+            true if dims <= 64 => chunk_of(seen, CHUNK, LONGEST_CHUNK),
+            true => chunk_of(seen, CHUNK, CHUNK),
+            false => chunk_of(seen, CHUNK_WITH_FUNCTIONS, CHUNK_WITH_FUNCTIONS),
+        };
         let mut shape = Self {
             fragment,
             pair,
@@ -100,7 +106,6 @@ impl Shape {
             shape.stages = 3;
         }
         shape.is_one_chunk = shape.keys == union && !is_paired && chunk == seen;
-        shape.holds_queries = !shape.is_one_chunk && problem.head_dim() <= 128;
         shape.fit(problem, target, union)?;
         shape.whole = std::array::from_fn(|a| shape.keys[a] >= union[a]);
         Ok(shape)
@@ -108,8 +113,8 @@ impl Shape {
 
     /// Chooses how many blocks share a multiprocessor, and cuts the key box until as many fit.
     fn fit(&mut self, problem: &Problem, target: &Target, union: [usize; MAX_RANK]) -> Result<()> {
-        let whole = self.keys;
-        for blocks in (1..=MOST_BLOCKS.min(self.blocks_by_registers(problem))).rev() {
+        let (whole, is_one_chunk) = (self.keys, self.is_one_chunk);
+        for blocks in (1..=MOST_BLOCKS).rev() {
             self.blocks = blocks as u32;
             self.keys = whole;
             loop {
@@ -117,9 +122,13 @@ impl Shape {
                 let room = (target.shared_bytes as usize + 1024) / blocks;
                 let needed = self.shared_bytes(problem) as usize + self.table_bytes(problem) + RESERVED_BYTES;
                 if is_short && needed <= room {
-                    self.is_one_chunk &= self.keys == union;
+                    // A cut key box ends chunks, which then take more registers.
+                    self.is_one_chunk = is_one_chunk && self.keys == union;
                     self.holds_queries = !self.is_one_chunk && problem.head_dim() <= 128;
-                    return Ok(());
+                    if blocks <= self.blocks_by_registers(problem) {
+                        return Ok(());
+                    }
+                    break;
                 }
                 let Some(a) = (0..MAX_RANK).find(|&a| self.keys[a] > self.chunk[a]) else { break };
                 self.keys[a] = (self.keys[a] / 2).next_multiple_of(self.chunk[a]).min(self.keys[a] - 1);
@@ -128,6 +137,7 @@ impl Shape {
         if self.stages > 1 {
             self.stages -= 1;
             self.keys = whole;
+            self.is_one_chunk = is_one_chunk;
             return self.fit(problem, target, union);
         }
         Err(Error::unsupported(NAME, "vectors of this length", "no box of keys fits shared memory"))
@@ -253,17 +263,15 @@ fn longest_union(axis: &Axis, tile: usize) -> usize {
     groups.into_iter().flat_map(of_group).max().unwrap_or(1).max(1)
 }
 
-/// The chunk that covers what a fragment sees at the least cost: all of it where registers have room, else a box of whole
-/// steps of 16 keys.
-fn chunk_of(seen: [usize; MAX_RANK], dims: usize) -> [usize; MAX_RANK] {
-    let all: usize = seen.iter().product();
-    if all <= LONGEST_CHUNK && dims <= 64 || all <= CHUNK {
+/// The chunk that covers what a fragment sees at the least cost: all of it up to `once` keys, else at most `most`.
+fn chunk_of(seen: [usize; MAX_RANK], most: usize, once: usize) -> [usize; MAX_RANK] {
+    if seen.iter().product::<usize>() <= once {
         return seen;
     }
     let mut best = (usize::MAX, [1; MAX_RANK]);
-    for z in (1..=seen[2].min(CHUNK)).rev() {
-        for y in (1..=seen[1].min(CHUNK / z)).rev() {
-            for x in (1..=seen[0].min(CHUNK / (z * y))).rev() {
+    for z in (1..=seen[2].min(most)).rev() {
+        for y in (1..=seen[1].min(most / z)).rev() {
+            for x in (1..=seen[0].min(most / (z * y))).rev() {
                 let chunk = [x, y, z];
                 let count: usize = (0..MAX_RANK).map(|a| seen[a].div_ceil(chunk[a])).product();
                 let cost = count * ((x * y * z).next_multiple_of(16) + CHUNK_COST);
