@@ -10,10 +10,10 @@ use crate::target::Target;
 /// Queries of a fragment.
 const ROWS: usize = 16;
 
-/// Keys that a warp takes at a time, where functions of a pair need registers too, and those that it takes at once where
+/// Keys that a warp takes at a time, where functions of a pair or long vectors need registers too, and those that it takes at once where
 /// it sees no more.
 const CHUNK: usize = 64;
-const CHUNK_WITH_FUNCTIONS: usize = 32;
+const SHORT_CHUNK: usize = 32;
 const LONGEST_CHUNK: usize = 128;
 
 /// What a chunk costs beyond its keys, in keys.
@@ -81,13 +81,13 @@ impl Shape {
         // Two fragments share what they load of the keys; on one axis registers have room for their places too.
         let is_paired = has_many_keys && is_line && dims <= 64 && is_plain;
         let pair = if is_paired { [1, 1, 2] } else { [1; MAX_RANK] };
-        let tile = if has_many_keys { grown(fragment, 8 * ROWS, lengths) } else { least };
+        let tile = if has_many_keys && dims <= 128 { grown(fragment, 8 * ROWS, lengths) } else { least };
         let warps = std::array::from_fn(|a| tile[a] / (fragment[a] * pair[a]));
         let union: [usize; MAX_RANK] = of(tile);
         let chunk = match is_plain {
             true if dims <= 64 => chunk_of(seen, CHUNK, LONGEST_CHUNK),
-            true => chunk_of(seen, CHUNK, CHUNK),
-            false => chunk_of(seen, CHUNK_WITH_FUNCTIONS, CHUNK_WITH_FUNCTIONS),
+            true if dims <= 128 => chunk_of(seen, CHUNK, CHUNK),
+            _ => chunk_of(seen, SHORT_CHUNK, SHORT_CHUNK),
         };
         let mut shape = Self {
             fragment,
