@@ -12,15 +12,17 @@
 //! ```
 //!
 //! [`cases`] are the deterministic cases: golden ones with inputs from files, NATTEN's own test tuples, features that
-//! those miss, values that are not finite, programs, linear attention, and the unfused pair. [`strategies`] draws random ones. [`run_case`] runs one case twice on
-//! outputs that hold rubbish before, and compares every result with the f64 oracle of `natten-core` within a bound of
-//! its own for every element, derived in [`tolerance`] and, where no formula is written down, in [`sensitivity`].
+//! those miss, values that are not finite, programs, linear attention, and the unfused pair. [`strategies`] draws random
+//! ones, of programs that [`drafts`] draws. [`run_case`] runs one case twice on outputs that hold rubbish before, and
+//! compares every result with the f64 oracle of `natten-core` within a bound of its own for every element, derived in
+//! [`tolerance`] and, where no formula is written down, in [`sensitivity`].
 #![forbid(unsafe_code)]
 
 mod case;
 mod compare;
 mod cut;
 pub mod data;
+pub mod drafts;
 mod expected;
 mod features;
 pub mod golden;

@@ -22,17 +22,20 @@
 //! vector, which share their weights, the bound of a result of `n >= N` terms an element and of the values `r` is
 //!
 //! ```text
-//! |δr_i| <= 4 sqrt(n/N) (δ_i + δ_v) + (e + 3 u sqrt(n)) |r_i| + 3 u sqrt(n) max|r| + t (1 + N max|input|)
+//! |δr_i| <= 12 sqrt(n/N) (δ_i + δ_v) + (e + 3 u sqrt(n)) |r_i| + 3 u sqrt(n) R + t (1 + N max|input|)
 //! ```
 //!
 //! The second term is the rounding of the result and the sum of terms of one sign; the third covers what no relative
 //! movement shows, differences of rounded numbers: a logsumexp of a single score, `1 - tanh²` near saturation, `g - Δ`
-//! of a row with one key; the last covers underflow, with `t` as in [`tolerance`](crate::tolerance). In f64 the oracle
-//! makes the same errors, and the bounds are doubled. Where a function has a kink, the movements jump over it from time
-//! to time, as backends do.
+//! of a row with one key, a weight `x/|x|` that does not depend on `x`. What is left of those is as large as the roundings
+//! of what was subtracted, so `R` is the largest magnitude of all results of the operation. The last term covers
+//! underflow, with `t` as in [`tolerance`](crate::tolerance). In f64 the oracle makes the same errors, and the bounds are
+//! doubled; and those of a recurrence once more by four, since it may take the decay between two tokens from sums of
+//! logarithms that are much larger than their difference. Where a function has a kink, the movements jump over it from
+//! time to time, as backends do.
 //!
 //! A query that sees no key has the results 0, and so have the gradients of a key that no query sees: the bound is 0.
-//! Who sees whom is counted by the oracle, see [`Seen`].
+//! Who sees whom is counted by the oracle, see `Seen`.
 
 use std::collections::HashMap;
 
@@ -48,9 +51,9 @@ use crate::tolerance::{Numbers, Roundoff};
 /// How often the oracle runs on numbers that are moved.
 pub const RUNS: u32 = 6;
 
-/// What stands before the movements: they are drawn evenly from an interval, and each number that a backend computes is
-/// rounded a few times.
-const FACTOR: f64 = 4.0;
+/// What stands before the movements: they are drawn evenly from an interval, each number that a backend computes is
+/// rounded a few times, and few runs may all miss a direction in which a result moves far.
+const FACTOR: f64 = 12.0;
 
 /// The bounds of every result of an operation, from its inputs as the backend gets them and the oracle's results.
 ///
@@ -76,8 +79,13 @@ pub fn bounds(
         }
     }
     let input = inputs.values().map(|tensor| largest(&tensor.to_f64())).fold(0.0, f64::max);
-    let runs = if problem.dtype() == DType::F64 { 2.0 } else { 1.0 };
+    let runs = match problem.dtype() {
+        DType::F64 if problem.program().decay().is_some() => 8.0,
+        DType::F64 => 2.0,
+        _ => 1.0,
+    };
     let seen = Seen::count(problem, inputs)?;
+    let of_all = values.values().map(|values| largest(values)).fold(0.0, f64::max);
     let mut bounds = Numbers::new();
     for (role, squares) in squares {
         let values = &values[&role];
@@ -85,7 +93,7 @@ pub fn bounds(
         let terms = longest.max(terms(problem, role));
         let amplify = if e > u { 1.0 } else { (terms / longest).sqrt() };
         let (sum, underflow) = (3.0 * u * terms.sqrt(), t * (1.0 + longest * input));
-        let floor = sum * largest(values) + underflow;
+        let floor = sum * of_all + underflow;
         let vector = problem.shape(role).last().copied().unwrap_or(1).max(1);
         let mut of_role = Vec::with_capacity(values.len());
         for (values, squares) in values.chunks(vector).zip(squares.chunks(vector)) {

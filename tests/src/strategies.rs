@@ -1,11 +1,13 @@
 //! Random cases, as proptest strategies: small enough for the oracle, and shrinking towards one query that sees one key.
 
 use natten_core::geometry::{Alignment, AxisParams, Neighborhood};
-use natten_core::{DType, OpRequest, PlanOptions, Problem, Role, RoleSet};
+use natten_core::program::Field;
+use natten_core::{DType, OpRequest, PlanOptions, Problem, Result, Role, RoleSet};
 use proptest::prelude::*;
 
-use crate::case::Case;
+use crate::case::{Case, copied};
 use crate::data::Data;
+use crate::drafts::{Content, Draft, decays, drafts};
 use crate::memory::Layout;
 
 /// The parameters of one axis of at most `longest` tokens: every kernel that fits, every stride up to it, every dilation
@@ -93,22 +95,12 @@ fn plants() -> impl Strategy<Value = Vec<(Role, f64, f64)>> {
 /// Cases of every kind: a problem, which results are wanted, layout, tiles, a seed, and now and then a number that is
 /// not finite. `number` goes into the name.
 pub fn random_cases(number: usize) -> impl Strategy<Value = Case> {
-    let layout = prop_oneof![
-        3 => Just(Layout::HeadsLast),
-        1 => Just(Layout::HeadsFirst),
-        1 => Just(Layout::Reversed),
-        1 => Just(Layout::Gapped)
-    ];
-    let tiles =
-        prop::option::weighted(0.2, (prop::array::uniform3(1..=9usize), prop::array::uniform3(1..=9usize)));
+    let (layout, tiles) = (layouts(), tiles());
     let wants = prop_oneof![3 => Just(u32::MAX), 1 => any::<u32>()];
     let seed = any::<u64>().no_shrink();
     (problems(), any::<bool>(), wants, layout, tiles, plants(), seed).prop_map(
         move |(problem, grad_logsumexp, wants, layout, tiles, plants, seed)| {
-            let rank = problem.neighborhood().rank();
-            let options = tiles.map_or_else(PlanOptions::default, |(queries, keys)| {
-                PlanOptions::default().query_tile(&queries[..rank]).key_tile(&keys[..rank])
-            });
+            let options = with_tiles(&problem, tiles);
             let requests = [OpRequest::forward(&problem), OpRequest::backward(&problem)]
                 .map(|request| some(request, wants));
             let case = Case::new(format!("random-{number}"), problem).requests(requests);
@@ -117,6 +109,79 @@ pub fn random_cases(number: usize) -> impl Strategy<Value = Case> {
             if grad_logsumexp { case.grad_logsumexp() } else { case }
         },
     )
+}
+
+fn layouts() -> impl Strategy<Value = Layout> {
+    prop_oneof![
+        3 => Just(Layout::HeadsLast),
+        1 => Just(Layout::HeadsFirst),
+        1 => Just(Layout::Reversed),
+        1 => Just(Layout::Gapped)
+    ]
+}
+
+/// Query and key tiles, now and then.
+type Tiles = Option<([usize; 3], [usize; 3])>;
+
+fn tiles() -> impl Strategy<Value = Tiles> {
+    prop::option::weighted(0.2, (prop::array::uniform3(1..=9usize), prop::array::uniform3(1..=9usize)))
+}
+
+fn with_tiles(problem: &Problem, tiles: Tiles) -> PlanOptions {
+    let rank = problem.neighborhood().rank();
+    tiles.map_or_else(PlanOptions::default, |(queries, keys)| {
+        PlanOptions::default().query_tile(&queries[..rank]).key_tile(&keys[..rank])
+    })
+}
+
+/// Problems of every kind, short ones, with a program on them.
+pub fn programs(content: Content) -> impl Strategy<Value = Problem> {
+    (problems(), drafts(content)).prop_map(|(problem, draft)| {
+        with_draft(&problem, &draft).expect("what is drawn is a program of the problem")
+    })
+}
+
+fn with_draft(problem: &Problem, draft: &Draft) -> Result<Problem> {
+    let neighborhood = problem.neighborhood().clone();
+    let program = draft.program(neighborhood.rank(), problem.heads())?;
+    // Even, and short: a program goes through the oracle many times.
+    let dim = |dim: usize| 2 * (dim % 8 + 1);
+    let builder = copied(problem, neighborhood, problem.dtype());
+    builder.head_dim(dim(problem.head_dim())).head_dim_v(dim(problem.head_dim_v())).program(program).build()
+}
+
+/// Problems of linear attention, with decays of every strength.
+pub fn recurrences() -> impl Strategy<Value = Problem> {
+    let dtype = prop::sample::select(DType::FLOATS.to_vec());
+    let sizes = (1..=150usize, 1..=2usize, 1..=2usize, 1..=2usize, 1..=12usize, 1..=12usize);
+    (sizes, dtype, decays(), any::<bool>()).prop_map(
+        |((len, batch, heads_kv, group, head_dim, head_dim_v), dtype, draft, state)| {
+            let window = Neighborhood::full(len, len, Some(Alignment::TopLeft)).expect("lengths are not 0");
+            let heads = heads_kv * group;
+            Problem::builder(window, dtype)
+                .batch(batch)
+                .heads(heads)
+                .heads_kv(heads_kv)
+                .head_dim(head_dim)
+                .head_dim_v(head_dim_v)
+                .initial_state(state)
+                .program(draft.program(1, heads).expect("what is drawn is a program"))
+                .build()
+                .expect("the parameters are drawn so that they fit")
+        },
+    )
+}
+
+/// Cases of programs and of linear attention, every operation with every optional input. `number` goes into the name.
+pub fn random_programs(number: usize) -> impl Strategy<Value = Case> {
+    let problem = prop_oneof![4 => programs(Content::Everything), 1 => recurrences()];
+    (problem, layouts(), tiles(), any::<u64>().no_shrink()).prop_map(move |(problem, layout, tiles, seed)| {
+        // A recurrence walks along its tokens: it has no tiles.
+        let tiles = tiles.filter(|_| problem.program().field(Field::Decay).is_none());
+        let options = with_tiles(&problem, tiles);
+        let case = Case::new(format!("random-program-{number}"), problem).fused();
+        case.options(options).layout(layout).data(Data::new(seed))
+    })
 }
 
 /// The wanted results that `mask` keeps; all, if it keeps none.

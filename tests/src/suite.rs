@@ -14,7 +14,7 @@ use crate::outcome::{Outcome, Report, Status};
 use crate::programs::program_cases;
 use crate::run::run_case;
 use crate::special::special_cases;
-use crate::strategies::random_cases;
+use crate::strategies::{random_cases, random_programs};
 use crate::unfused::{softmax_cases, unfused_cases};
 
 /// The most simpler cases that are tried after a random one failed.
@@ -24,7 +24,8 @@ const MAX_SHRINKS: usize = 500;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// Only the cases whose name contains this. Random cases are named `random-` and their number.
+    /// Only the cases whose name contains this. Random cases are named `random-` and their number, every second one
+    /// `random-program-` and its number.
     pub filter: Option<String>,
     /// Random cases.
     pub random: usize,
@@ -108,8 +109,11 @@ pub fn run_all(backend: &dyn Backend, options: &Options, progress: &mut dyn FnMu
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     for number in 0..options.random {
         // Drawn whether it runs or not, so that a number names the same case under every filter.
-        let tree =
-            random_cases(number).new_tree(&mut runner).expect("no strategy of these rejects what it drew");
+        let case = match number % 2 {
+            0 => random_cases(number).boxed(),
+            _ => random_programs(number).boxed(),
+        };
+        let tree = case.new_tree(&mut runner).expect("no strategy of these rejects what it drew");
         if options.keeps(&tree.current().name) {
             report(run_random(backend, tree));
         }

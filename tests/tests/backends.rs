@@ -68,6 +68,21 @@ fn merged() {
 }
 
 #[test]
+fn programs() {
+    suite("program-");
+}
+
+#[test]
+fn linear_attention() {
+    suite("linear-");
+}
+
+#[test]
+fn unfused() {
+    suite("unfused-");
+}
+
+#[test]
 fn random() {
     suite("random");
 }

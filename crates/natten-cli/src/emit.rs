@@ -1,5 +1,9 @@
 //! `natten emit`: what the library makes of a description, as text. Of a program: the program itself, the algorithm of
-//! its rows, and its derivatives, all as the backends take them.
+//! its rows, and its derivatives, all as the backends take them; of an operation the shaders that run it, or the
+//! NeuronCore's kernels.
+
+#[cfg(feature = "wgpu")]
+mod wgsl;
 
 use std::fmt::Write;
 
@@ -25,6 +29,12 @@ pub(crate) struct EmitArgs {
 enum What {
     /// A program, the algorithm of its rows, its derivatives and their tangents.
     Expr(Box<ExprArgs>),
+    /// The WGSL of an operation as one JSON text that a page can run with nothing but navigator.gpu.
+    #[cfg(feature = "wgpu")]
+    Wgsl(Box<wgsl::WgslArgs>),
+    /// A kernel of the NeuronCore in NKI Python.
+    #[cfg(feature = "neuron")]
+    Nki(crate::neuron::NkiArgs),
 }
 
 #[derive(Debug, Args)]
@@ -42,7 +52,7 @@ struct ExprArgs {
     capture: Vec<Capture>,
 }
 
-fn capture(text: &str) -> Result<Capture, String> {
+pub(crate) fn capture(text: &str) -> Result<Capture, String> {
     let mut parts = text.split(':');
     let name = parts.next().unwrap_or_default();
     let rest: Vec<&str> = parts.collect();
@@ -72,7 +82,13 @@ fn capture(text: &str) -> Result<Capture, String> {
 /// [`Error::Program`](natten::Error::Program) and [`Error::Invalid`](natten::Error::Invalid) where the program breaks a
 /// rule.
 pub(crate) fn run(args: &EmitArgs) -> Result<()> {
-    let What::Expr(args) = &args.what;
+    let args = match &args.what {
+        What::Expr(args) => args,
+        #[cfg(feature = "wgpu")]
+        What::Wgsl(args) => return wgsl::run(args),
+        #[cfg(feature = "neuron")]
+        What::Nki(args) => return crate::neuron::emit(args),
+    };
     let program = args.program.build(usize::from(args.rank), args.capture.clone())?;
     console::print(&describe(&program))
 }

@@ -18,6 +18,8 @@ mod console;
 mod denoise;
 mod devices;
 mod emit;
+#[cfg(feature = "neuron")]
+mod neuron;
 mod output;
 mod program;
 mod run;
@@ -41,6 +43,9 @@ enum Command {
     Denoise(Box<denoise::DenoiseArgs>),
     /// Print what is made of a description: of a program its derivatives and its row algorithm.
     Emit(emit::EmitArgs),
+    /// Tell how long a kernel takes on a NeuronCore, engine by engine, by a simulator.
+    #[cfg(feature = "neuron")]
+    Simulate(neuron::SimulateArgs),
     /// Run the conformance suite on a backend and compare every result with the f64 oracle.
     Check(check::CheckArgs),
     /// Measure how fast a backend is on named cases.
@@ -70,6 +75,8 @@ fn execute(command: &Command) -> Result<ExitCode> {
         Command::Run(args) => run::run(args, &registry).map(|()| true)?,
         Command::Denoise(args) => denoise::run(args, &registry).map(|()| true)?,
         Command::Emit(args) => emit::run(args).map(|()| true)?,
+        #[cfg(feature = "neuron")]
+        Command::Simulate(args) => neuron::simulate(args)?,
         Command::Check(args) => check::run(args, &registry)?,
         Command::Bench(args) => bench::run(args, &registry)?,
     };

@@ -49,7 +49,7 @@ pub(crate) struct ProgramArgs {
     dropout: Option<f64>,
 
     /// What the dropout mask is drawn from. Default: 0.
-    #[arg(long, value_name = "N", requires = "dropout")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, requires = "dropout")]
     seed: Option<u64>,
 }
 

@@ -12,6 +12,7 @@ use crate::cost::Cost;
 use crate::error::{Error, Result};
 use crate::geometry::Coverage;
 use crate::marker::{MaybeSend, MaybeSync};
+use crate::precision::Precision;
 use crate::problem::{OpRequest, Problem, TensorSpec};
 use crate::role::Role;
 use crate::tensor::{HostTensor, Tensor};
@@ -88,6 +89,8 @@ pub struct PlanOptions {
     pub query_tile: Option<Vec<usize>>,
     /// Tokens of a key box, one extent a user axis.
     pub key_tile: Option<Vec<usize>>,
+    /// How products of f32 are computed.
+    pub precision: Precision,
 }
 
 impl PlanOptions {
@@ -101,6 +104,26 @@ impl PlanOptions {
     #[must_use]
     pub fn key_tile(self, tile: &[usize]) -> Self {
         Self { key_tile: Some(tile.to_vec()), ..self }
+    }
+
+    /// The options with this precision.
+    #[must_use]
+    pub fn precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// Checks that no less than full precision is asked for: for backends that compute in no other.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`].
+    pub fn check_full_precision(&self, backend: &'static str) -> Result<()> {
+        if self.precision == Precision::Full {
+            return Ok(());
+        }
+        let what = format!("precision {}", self.precision);
+        let why =
+            "its products are those of the problem's dtype: leave the precision out, or ask CUDA on Hopper";
+        Err(Error::unsupported(backend, what, why))
     }
 }
 
@@ -353,7 +376,7 @@ pub fn check_tensor(
             "cast the tensor, or build the problem with its dtype",
         ));
     }
-    if spec.is_output && !crate::tensor::is_injective(shape, strides) {
+    if spec.is_output && !crate::strides::is_injective(shape, strides) {
         return Err(Error::invalid(
             spec.name.clone(),
             format!("strides {strides:?}"),
@@ -440,6 +463,17 @@ pub trait Backend: Debug + MaybeSend + MaybeSync {
 
     /// Copies a tensor back.
     fn download<'a>(&'a self, queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor>;
+
+    /// Measures what the device can do at most: flops a second of matrix products of this dtype whose operands are at
+    /// hand, sustained for a fraction of a second on all of the device. What it is busy with besides counts against it.
+    /// `None` where the backend has no such measure.
+    ///
+    /// # Errors
+    /// [`Error::Compile`], [`Error::OutOfMemory`], [`Error::Device`].
+    fn matmul_rate(&self, dtype: crate::DType) -> Pending<'_, Option<f64>> {
+        let _ = dtype;
+        ready(Ok(None))
+    }
 }
 
 #[cfg(test)]

@@ -13,10 +13,12 @@ mod error;
 pub mod geometry;
 mod marker;
 mod merge;
+mod precision;
 mod problem;
 pub mod program;
 pub mod reference;
 mod role;
+mod strides;
 mod tensor;
 
 pub use backend::{
@@ -28,9 +30,8 @@ pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use marker::{MaybeSend, MaybeSync};
 pub use merge::{Partial, merge_attentions, merge_attentions_backward};
+pub use precision::Precision;
 pub use problem::{Op, OpRequest, Problem, ProblemBuilder, TensorSpec};
 pub use role::{MAX_CAPTURES, Role, RoleSet};
-pub use tensor::{
-    HostElement, HostSlice, HostSliceMut, HostTensor, Storage, Tensor, check_view, checked_len,
-    contiguous_strides, is_injective,
-};
+pub use strides::{check_view, checked_len, contiguous_strides, is_injective};
+pub use tensor::{HostElement, HostSlice, HostSliceMut, HostTensor, Storage, Tensor};

@@ -82,13 +82,18 @@ fn programs(rank: usize, dtype: DType) -> Result<Vec<(&'static str, f64, Program
     ];
     match rank {
         1 => {
-            programs.push(("ALiBi", 1.0, build(&|p| p.capture(slope()).score("score - slope[h]*abs(q - k)"))?));
+            programs.push((
+                "ALiBi",
+                1.0,
+                build(&|p| p.capture(slope()).score("score - slope[h]*abs(q - k)"))?,
+            ));
             programs.push(("causal", 0.5, build(&|p| p.mask("k <= q"))?));
             programs.push(("dropout", 1.0, build(&|p| p.dropout(0.1, 1))?));
         }
         _ => {
             let table = || Capture::new("table", &[HEADS, 25, 25], dtype);
-            let of = |p: ProgramBuilder| p.capture(table()).score("score + table[h, k0 - q0 + 12, k1 - q1 + 12]");
+            let of =
+                |p: ProgramBuilder| p.capture(table()).score("score + table[h, k0 - q0 + 12, k1 - q1 + 12]");
             programs.push(("table", 1.0, build(&of)?));
             programs.push(("mean shift", 1.0, build(&|p| p.row("m = sum(x); sigmoid(x - m/169)"))?));
         }

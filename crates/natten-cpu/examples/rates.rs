@@ -12,7 +12,7 @@ use natten_core::geometry::{AxisParams, Neighborhood};
 use natten_core::{
     Backend, Bindings, DType, HostTensor, Op, OpRequest, PlanOptions, Problem, Result, Role, Tensor,
 };
-use natten_cpu::{CpuBackend, Isa};
+use natten_cpu::CpuBackend;
 
 /// Timed runs, of which the median counts.
 const RUNS: usize = 9;
@@ -20,7 +20,7 @@ const RUNS: usize = 9;
 fn main() -> Result<()> {
     let dtype = std::env::args().nth(1).map_or(Ok(DType::F32), |name| name.parse())?;
     let cpu = CpuBackend::new()?;
-    let peak = fma_rate(dtype) * rayon::current_num_threads() as f64;
+    let peak = pollster::block_on(cpu.matmul_rate(dtype))?.unwrap_or(f64::NAN);
     println!(
         "{}, {} threads, {dtype}: {:.0} Gflop/s of fused multiply-adds\n",
         cpu.device().name,
@@ -96,54 +96,4 @@ fn time(
     }
     let cost = plan.report().cost;
     Ok((seconds[RUNS / 2], cost.useful_flops, cost.visited_flops))
-}
-
-/// Flops a second of one core that does nothing but fused multiply-adds in registers, in the type that `dtype` is
-/// computed in.
-fn fma_rate(dtype: DType) -> f64 {
-    const STEPS: usize = 20_000_000;
-    let (lanes, chains) = (if dtype == DType::F64 { 1.0 } else { 2.0 }, 12.0);
-    let start = Instant::now();
-    let bytes_of_f64 = match Isa::widest() {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the instruction set was just detected.
-        Isa::Avx512 => unsafe { chains_avx512(STEPS) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 => unsafe { chains_avx2(STEPS) },
-        _ => return f64::NAN,
-    };
-    2.0 * chains * lanes * bytes_of_f64 * STEPS as f64 / start.elapsed().as_secs_f64()
-}
-
-/// Twelve independent chains of `steps` multiply-adds; returns the f64 lanes of a vector.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn chains_avx512(steps: usize) -> f64 {
-    use std::arch::x86_64::{_mm512_fmadd_pd, _mm512_reduce_add_pd, _mm512_set1_pd};
-    let (a, b) = (_mm512_set1_pd(std::hint::black_box(0.999)), _mm512_set1_pd(1e-3));
-    let mut sums = [_mm512_set1_pd(1.0); 12];
-    for _ in 0..steps {
-        for sum in &mut sums {
-            *sum = _mm512_fmadd_pd(*sum, a, b);
-        }
-    }
-    std::hint::black_box(sums.map(|sum| _mm512_reduce_add_pd(sum)));
-    8.0
-}
-
-/// As [`chains_avx512`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn chains_avx2(steps: usize) -> f64 {
-    use std::arch::x86_64::{_mm256_fmadd_pd, _mm256_set1_pd};
-    let (a, b) = (_mm256_set1_pd(std::hint::black_box(0.999)), _mm256_set1_pd(1e-3));
-    let mut sums = [_mm256_set1_pd(1.0); 12];
-    for _ in 0..steps {
-        for sum in &mut sums {
-            *sum = _mm256_fmadd_pd(*sum, a, b);
-        }
-    }
-    std::hint::black_box(sums);
-    4.0
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use natten_core::{
-    Backend, DeviceInfo, DeviceKind, Error, HostQueue, HostTensor, OpRequest, Pending, Plan, PlanOptions,
-    Problem, Queue, Result, Tensor, TensorSpec, ready,
+    Backend, DType, DeviceInfo, DeviceKind, Error, HostQueue, HostTensor, OpRequest, Pending, Plan,
+    PlanOptions, Problem, Queue, Result, Tensor, TensorSpec, ready,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::fma;
 use crate::isa::Isa;
 use crate::plan::CpuPlan;
 
@@ -110,7 +111,9 @@ impl Backend for CpuBackend {
         request: &'a OpRequest,
         options: &'a PlanOptions,
     ) -> Pending<'a, Arc<dyn Plan>> {
-        let plan = CpuPlan::new(problem, request, options, &self.device, self.isa, self.pool.clone());
+        let plan = options.check_full_precision(self.device.backend).and_then(|()| {
+            CpuPlan::new(problem, request, options, &self.device, self.isa, self.pool.clone())
+        });
         ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))
     }
 
@@ -128,5 +131,15 @@ impl Backend for CpuBackend {
 
     fn download<'a>(&'a self, _queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
         ready(tensor.to_host())
+    }
+
+    /// That of fused multiply-adds in registers, on all threads at once.
+    fn matmul_rate(&self, dtype: DType) -> Pending<'_, Option<f64>> {
+        let measure = |_: rayon::BroadcastContext<'_>| fma::rate(self.isa, dtype);
+        let rates = match &self.pool {
+            Some(pool) => pool.broadcast(measure),
+            None => rayon::broadcast(measure),
+        };
+        ready(Ok(rates.into_iter().sum()))
     }
 }

@@ -5,7 +5,7 @@ use std::ops::{Add, Div, Mul, Sub};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use natten_core::{DType, HostElement};
+use natten_core::{DType, Element, HostElement};
 
 use crate::simd::{Isa, Simd};
 
@@ -208,6 +208,43 @@ unsafe fn write_as<E: Stored>(to: *mut E, stride: isize, from: &[E::Compute]) {
             for (i, from) in from.iter().enumerate() {
                 *to.wrapping_offset(i as isize * stride) = E::narrow(*from);
             }
+        }
+    }
+}
+
+/// Reads one number stored as any type: a captured tensor need not be of a type that its kernel computes in.
+///
+/// # Safety
+/// The number is readable and aligned.
+#[inline]
+pub(crate) unsafe fn read_number(dtype: DType, from: *const u8) -> f64 {
+    // SAFETY: the caller's.
+    unsafe {
+        match dtype {
+            DType::F64 => from.cast::<f64>().read(),
+            DType::F32 => Element::to_f64(from.cast::<f32>().read()),
+            DType::F16 => Element::to_f64(from.cast::<f16>().read()),
+            DType::Bf16 => Element::to_f64(from.cast::<bf16>().read()),
+            DType::I32 => Element::to_f64(from.cast::<i32>().read()),
+            _ => f64::NAN,
+        }
+    }
+}
+
+/// Writes one number as any floating-point type, rounded once. Integers have no gradients, and are left alone.
+///
+/// # Safety
+/// The number is writable and aligned.
+#[inline]
+pub(crate) unsafe fn write_number(dtype: DType, to: *mut u8, value: f64) {
+    // SAFETY: the caller's.
+    unsafe {
+        match dtype {
+            DType::F64 => to.cast::<f64>().write(value),
+            DType::F32 => to.cast::<f32>().write(Element::from_f64(value)),
+            DType::F16 => to.cast::<f16>().write(Element::from_f64(value)),
+            DType::Bf16 => to.cast::<bf16>().write(Element::from_f64(value)),
+            _ => {}
         }
     }
 }

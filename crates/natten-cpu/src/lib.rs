@@ -34,6 +34,7 @@ mod backend;
 mod dispatch;
 mod element;
 mod engine;
+mod fma;
 mod isa;
 mod kernel;
 mod lanes;

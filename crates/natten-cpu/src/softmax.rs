@@ -9,11 +9,12 @@ use crate::engine::{Crew, Engine, Line, Tensors, lines};
 use crate::isa::Isa;
 use crate::kernel::{
     Bias, BiasGradient, Kernel, Operands, Phase, Scratch, ScratchSizes, bias_partials_per_head,
+    sum_bias_tables,
 };
 use crate::lanes::Direction;
 use crate::simd::{self, lanes};
 use crate::tiling::Pass;
-use crate::tokens::{Entries, Tokens};
+use crate::tokens::Tokens;
 
 /// Where the parts of a workspace lie, in lines.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +102,9 @@ impl Softmax {
             _ => self.share_out(&kernel, Phase::Forward, scratch),
         }
         // With batch 0 too: the bias has no batch axis, and the sum of no boxes is zero.
-        self.sum_tables::<R>(tables, tensors);
+        if let Some(view) = tensors.output(Role::GradRpb) {
+            sum_bias_tables::<R>(tables, bias_partials_per_head(self.problem.heads()), view);
+        }
     }
 
     /// The run's tensors, found in the views by role.
@@ -166,20 +169,6 @@ impl Softmax {
                 unsafe { run_unit(self.crew.isa, kernel, phase, unit, &mut scratch) };
             }
         });
-    }
-
-    /// Sums the partial tables of the bias gradient, in their order.
-    fn sum_tables<R: Real>(&self, tables: &[f64], tensors: &mut Tensors<'_, '_, '_>) {
-        let Some(view) = tensors.output(Role::GradRpb) else { return };
-        let (heads, parts) = (self.problem.heads(), bias_partials_per_head(self.problem.heads()));
-        let entries: usize = view.shape()[1..].iter().product();
-        let table = Entries::new(view);
-        for head in 0..heads {
-            for entry in 0..entries {
-                let sum: f64 = (0..parts).map(|part| tables[(head * parts + part) * entries + entry]).sum();
-                table.set(head * entries + entry, R::of(sum));
-            }
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use natten_core::DType;
 use natten_core::geometry::{Axis, TileBox};
 
-use crate::element::Real;
+use crate::element::{Real, write_number};
 use crate::view::{View, ViewMut};
 
 /// A tensor of a run, whose numbers are computed with as `R`. Tensors of lower rank have stride 0 on the axes that they
@@ -191,15 +191,11 @@ impl<'v, 'm> Entries<'v, 'm> {
             rest /= extent;
         }
         let dtype = self.view.dtype();
-        assert_eq!(
-            (rest, dtype.accumulator()),
-            (0, R::DTYPE),
-            "an index of the view, and a type that it stores"
-        );
+        assert_eq!(rest, 0, "an index of the view");
         let to = self.data.wrapping_offset(offset * dtype.size().cast_signed());
         // SAFETY: the view was checked against its memory when it was made, the index is inside its shape, and the view
         // is borrowed mutably.
-        unsafe { R::write(dtype, to, 1, &[value]) };
+        unsafe { write_number(dtype, to, value.to_f64()) };
     }
 }
 

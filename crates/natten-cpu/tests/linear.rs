@@ -220,13 +220,15 @@ fn recurrence(problem: &Problem, given: &Tensors, log: impl Fn(usize, usize, usi
 
 /// Every result against what is expected, within some roundoffs of the largest expected magnitude.
 fn compare(got: &Tensors, expected: &Tensors, dtype: DType, roundoffs: f64, what: &str) {
-    // Below its least number a dtype holds nothing.
+    // Below its least number a dtype holds nothing, and above its largest only infinity.
     let least = if dtype == DType::F16 { 6e-8 } else { 1e-38 };
+    let most = if dtype == DType::F16 { 65504.0 } else { f64::MAX };
     for (role, got) in &got.0 {
         let expected = expected.get(*role).unwrap();
         assert_eq!(got.len(), expected.len(), "{role} {what}");
         let largest = expected.iter().fold(1e-30f64, |most, x| most.max(x.abs()));
         for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
+            let (got, expected) = (got.clamp(-most, most), expected.clamp(-most, most));
             assert!(
                 (got - expected).abs() <= roundoffs * dtype.roundoff() * largest + least,
                 "{role}[{index}] is {got}, not {expected}, of at most {largest}: {what}"
@@ -239,9 +241,8 @@ fn backends() -> Vec<CpuBackend> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available());
     isas.flat_map(|isa| {
         // One thread takes sequences as a whole, many take chunk by chunk.
-        [1, 3, 40].map(|threads| {
-            CpuBackend::new().unwrap().with_isa(isa).unwrap().with_threads(threads).unwrap()
-        })
+        [1, 3, 40]
+            .map(|threads| CpuBackend::new().unwrap().with_isa(isa).unwrap().with_threads(threads).unwrap())
     })
     .collect()
 }
@@ -286,9 +287,10 @@ fn chunks_are_the_recurrence() {
                     let logs = given.get(Role::Capture(0)).unwrap();
                     let log = |b: usize, h: usize, t: usize| logs[(b * case.tokens + t) * case.heads + h];
                     // Sums of what stands for -inf are as large as their roundings.
-                    let roundoffs = if case.decays == Decays::Resets { 1024.0 } else { 256.0 };
+                    let roundoffs = if case.decays == Decays::Resets { 4096.0 } else { 256.0 };
                     compare(&got, &recurrence(&problem, &given, log), dtype, roundoffs, &what);
-                    let isa = Isa::ALL.into_iter().find(|isa| cpu.device().name.ends_with(isa.name())).unwrap();
+                    let isa =
+                        Isa::ALL.into_iter().find(|isa| cpu.device().name.ends_with(isa.name())).unwrap();
                     match bytes.iter().find(|(of, _)| *of == isa) {
                         Some((_, before)) => assert!(*before == now, "bytes depend on the threads: {what}"),
                         None => bytes.push((isa, now)),
@@ -308,7 +310,10 @@ fn programs(case: &Case, dtype: DType) -> Vec<Program> {
     let programs = [
         new().capture(capture("g", &[b, t, h])).decay("-softplus(g[b, k, h])"),
         new().decay("log1p(-exp2(-5.0 - h))"),
-        new().capture(capture("dt", &[b, t, h])).capture(capture("a", &[h])).decay("-exp(dt[b, k, h])*exp(a[h])"),
+        new()
+            .capture(capture("dt", &[b, t, h]))
+            .capture(capture("a", &[h]))
+            .decay("-exp(dt[b, k, h])*exp(a[h])"),
         new().capture(capture("g", &[t, h])).decay("-abs(g[k, h]) - abs(g[k - 1, hkv])*0.5"),
         new().capture(capture("g", &[t / 3 + 1])).decay("-sigmoid(g[k0 // 3])"),
     ];
@@ -320,13 +325,13 @@ fn in_forward_mode(problem: &Problem, request: &OpRequest) -> Vec<OpRequest> {
     let tangents: Vec<Role> =
         problem.optional_inputs_of(request.op).iter().filter(|role| role.tangent_of().is_some()).collect();
     let wanting = |given: OpRequest| given.wanting(problem.results_of(given.op, given.given).iter());
-    let cotangents = request.giving(
-        problem.optional_inputs_of(request.op).iter().filter(|role| role.tangent_of().is_none()),
-    );
+    let cotangents = request
+        .giving(problem.optional_inputs_of(request.op).iter().filter(|role| role.tangent_of().is_none()));
     std::iter::once(cotangents.giving(tangents.iter().copied()))
         .chain(tangents.iter().map(|&role| request.giving([role])))
         .filter(|request| {
-            let cotangent = |role: Role| role == Role::TangentGradFinalState && !request.gives(Role::GradFinalState);
+            let cotangent =
+                |role: Role| role == Role::TangentGradFinalState && !request.gives(Role::GradFinalState);
             !tangents.iter().any(|&role| request.gives(role) && cotangent(role))
         })
         .map(wanting)
@@ -336,7 +341,8 @@ fn in_forward_mode(problem: &Problem, request: &OpRequest) -> Vec<OpRequest> {
 #[test]
 fn every_operation_matches_the_oracle() {
     let oracle = ReferenceBackend::new();
-    let cases = [Case { tokens: 40, chunk: Some(16), ..CASE }, Case { tokens: 9, batch: 1, initial: false, ..CASE }];
+    let cases =
+        [Case { tokens: 40, chunk: Some(16), ..CASE }, Case { tokens: 9, batch: 1, initial: false, ..CASE }];
     for (case, dtype) in cases.iter().flat_map(|case| DType::FLOATS.map(|dtype| (case, dtype))) {
         for program in programs(case, dtype) {
             let problem = case.with(dtype, program);
@@ -376,7 +382,8 @@ fn a_later_token_that_is_not_finite_changes_no_earlier_one() {
         let per_token = spec.shape.iter().skip(2).product::<usize>();
         let clean = case.input(spec).to_f64();
         let is_spoilt = |index: usize| spec.role == of && tokens.contains(&(index / per_token));
-        HostTensor::from_fn(spec.dtype, &spec.shape, |i| if is_spoilt(i) { f64::NAN } else { clean[i] }).unwrap()
+        HostTensor::from_fn(spec.dtype, &spec.shape, |i| if is_spoilt(i) { f64::NAN } else { clean[i] })
+            .unwrap()
     };
     let options = PlanOptions::default();
     let forward = OpRequest::forward(&problem);

@@ -103,7 +103,8 @@ fn workspace_grows_with_rows_alone() {
     let rows = (6400 - 64) * 24 * 2;
     assert!(large - small <= rows * size_of::<f32>() + 64, "{small} {large}");
     // Forward needs tiles alone, whatever the size.
-    let [small, large] = [64, 6400].map(|len| plan(&problem(len), &OpRequest::forward(&problem(len))).report().workspace);
+    let [small, large] =
+        [64, 6400].map(|len| plan(&problem(len), &OpRequest::forward(&problem(len))).report().workspace);
     assert_eq!(small, large);
 }
 

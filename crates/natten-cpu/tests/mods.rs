@@ -120,12 +120,24 @@ fn window(dtype: DType, program: Program) -> ProblemBuilder {
         1 => Neighborhood::new(&[AxisParams::new(37, 7)]),
         _ => Neighborhood::new(&[AxisParams::new(5, 3), AxisParams::new(7, 5).dilation(1)]),
     };
-    Problem::builder(axes.unwrap(), dtype).batch(2).heads(4).heads_kv(2).head_dim(6).head_dim_v(10).program(program)
+    Problem::builder(axes.unwrap(), dtype)
+        .batch(2)
+        .heads(4)
+        .heads_kv(2)
+        .head_dim(6)
+        .head_dim_v(10)
+        .program(program)
 }
 
 fn sequence(dtype: DType, program: Program) -> ProblemBuilder {
     let axis = Neighborhood::full(70, 70, Some(Alignment::TopLeft)).unwrap();
-    Problem::builder(axis, dtype).batch(2).heads(2).head_dim(4).head_dim_v(3).initial_state(true).program(program)
+    Problem::builder(axis, dtype)
+        .batch(2)
+        .heads(2)
+        .head_dim(4)
+        .head_dim_v(3)
+        .initial_state(true)
+        .program(program)
 }
 
 #[test]
@@ -139,8 +151,11 @@ fn rotary_embeddings() {
             let angle = angle(axis);
             format!("x*cos({angle}) + select(d % 2 == 0, -pair(x), pair(x))*sin({angle})")
         };
-        let pairs =
-            Program::builder(2).query_mod(turned("(q0 + 2*q1)")).key_mod(turned("(k0 + 2*k1)")).build().unwrap();
+        let pairs = Program::builder(2)
+            .query_mod(turned("(q0 + 2*q1)"))
+            .key_mod(turned("(k0 + 2*k1)"))
+            .build()
+            .unwrap();
         check_all(&window(dtype, pairs).additional_tokens(3).relative_positional_bias(true).build().unwrap());
     }
 }

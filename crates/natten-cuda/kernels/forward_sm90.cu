@@ -11,9 +11,15 @@
 // warpgroup's softmax runs under its own second product; named barriers make warpgroups take turns in issuing, so that
 // it also runs under the products of the others.
 //
+// With PLANES above 1 an operand is a sum of planes of bf16, which forward_split.cu made of f32: the largest parts first,
+// a row's planes one behind the other as columns. Of the products of planes those count whose numbers add up to less
+// than PLANES; the weights are split in registers. The output is f32 then, of any layout.
+//
 // In front of this text stand forward_common.cu, forward_sm90_boxes.cu and forward_sm90_instructions.cu, and in front of
 // all:
 //   ELEMENT_BF16          1 for bf16, 0 for f16
+//   PLANES                1, or how many an operand is split into
+//   PROMOTE               1 to add each box's values to the sums in f32: wgmma cuts off what its own sums cannot hold
 //   BATCH HEADS HEADS_KV  HEAD_DIM HEAD_DIM_V
 //   AXIS0 AXIS1 AXIS2     queries, keys, kind, window, stride, dilation (kinds: Kind)
 //   SUB0 SUB1 SUB2        the box of 64 queries of a warpgroup; GROUPS0 GROUPS1 GROUPS2 warpgroups an axis
@@ -35,10 +41,10 @@ struct Maps {
 };
 
 // Loads a key box of keys or of values, chunk by chunk, into a slot of the ring.
-template <int COLUMNS>
+template <int WIDTH>
 __device__ __forceinline__ void load_slot(u32 ring, u32 full, u32 empty, const TensorMap &map, const TensorMap &additional,
                                           const Item &item, const Walk &walk, int box, int window_boxes, Slot slot) {
-    constexpr int COUNT = (COLUMNS + CHUNK - 1) / CHUNK;
+    constexpr int COUNT = (WIDTH + CHUNK - 1) / CHUNK;
     barrier_wait(empty, slot.phase ^ 1);
     barrier_expect(full, COUNT * BOX_KEYS * PITCH);
     int head = item.head / (HEADS / HEADS_KV);
@@ -46,12 +52,12 @@ __device__ __forceinline__ void load_slot(u32 ring, u32 full, u32 empty, const T
     for (int c = 0; c < COUNT; c++) {
         u32 to = ring + (slot.index * COUNT + c) * BOX_KEYS * PITCH;
         if (ADDITIONAL > 0 && box >= window_boxes) {
-            load_box(to, additional, full, head, COLUMNS, c * CHUNK, 0, 0, (box - window_boxes) * BOX_KEYS, item.batch);
+            load_box(to, additional, full, head, WIDTH, c * CHUNK, 0, 0, (box - window_boxes) * BOX_KEYS, item.batch);
             continue;
         }
 #pragma unroll
         for (int part = 0; part < KEY_PARTS; part++)
-            load_box(to + part * (BOX_KEYS / KEY_PARTS) * PITCH, map, full, head, COLUMNS, c * CHUNK,
+            load_box(to + part * (BOX_KEYS / KEY_PARTS) * PITCH, map, full, head, WIDTH, c * CHUNK,
                      item.group0 + walk.key0 * A0::DILATION, item.group1 + walk.key1 * A1::DILATION,
                      item.group2 + (walk.key2 + part * (KEYS2 / KEY_PARTS)) * A2::DILATION, item.batch);
     }
@@ -59,13 +65,13 @@ __device__ __forceinline__ void load_slot(u32 ring, u32 full, u32 empty, const T
 
 __device__ __forceinline__ void load_keys(const Shared &shared, const Maps &maps, const Item &item, const Walk &walk,
                                           int box, int window_boxes, Slot slot) {
-    load_slot<HEAD_DIM>(shared.key, shared.key_full(slot.index), shared.key_empty(slot.index), maps.key,
+    load_slot<COLUMNS>(shared.key, shared.key_full(slot.index), shared.key_empty(slot.index), maps.key,
                         maps.additional_key, item, walk, box, window_boxes, slot);
 }
 
 __device__ __forceinline__ void load_values(const Shared &shared, const Maps &maps, const Item &item, const Walk &walk,
                                             int box, int window_boxes, Slot slot) {
-    load_slot<HEAD_DIM_V>(shared.value, shared.value_full(slot.index), shared.value_empty(slot.index), maps.value,
+    load_slot<COLUMNS_V>(shared.value, shared.value_full(slot.index), shared.value_empty(slot.index), maps.value,
                           maps.additional_value, item, walk, box, window_boxes, slot);
 }
 
@@ -90,11 +96,11 @@ __device__ __forceinline__ void produce(const Shared &shared, const Maps &maps) 
             int y = item.query1 + w / GROUPS2 % GROUPS1 * SUB1;
             int z = item.query2 + w % GROUPS2 * SUB2;
 #pragma unroll
-            for (int c = 0; c < CHUNKS; c++)
+            for (int c = 0; c < PLANES * CHUNKS; c++)
 #pragma unroll
                 for (int part = 0; part < QUERY_PARTS; part++)
-                    load_box(query + (w * CHUNKS + c) * ROWS * PITCH + part * (ROWS / QUERY_PARTS) * PITCH, maps.query,
-                             query_full, item.head, HEAD_DIM, c * CHUNK, item.group0 + x * A0::DILATION,
+                    load_box(query + (w * PLANES * CHUNKS + c) * ROWS * PITCH + part * (ROWS / QUERY_PARTS) * PITCH,
+                             maps.query, query_full, item.head, COLUMNS, c * CHUNK, item.group0 + x * A0::DILATION,
                              item.group1 + y * A1::DILATION,
                              item.group2 + (z + part * (SUB2 / QUERY_PARTS)) * A2::DILATION, item.batch);
         }
@@ -118,21 +124,53 @@ constexpr int SUMS = HEAD_DIM_V / 2;
 __device__ __forceinline__ void issue_scores(float (&scores)[SCORES], u32 query, u32 key) {
     // Steps of 16 columns in a chunk.
     constexpr int SPAN = CHUNK / 16;
+    // Not known to stay the same: else each of many descriptors keeps a register all along.
+    if (PLANES > 1) asm volatile("" : "+r"(query));
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < STEPS; k++)
-        wgmma_scores(scores, descriptor(query + k / SPAN * ROWS * PITCH + k % SPAN * 32, 16),
-                     descriptor(key + k / SPAN * BOX_KEYS * PITCH + k % SPAN * 32, 16), k > 0);
+    for (int i = 0; i < PLANES; i++)
+#pragma unroll
+        for (int j = 0; j < PLANES - i; j++)
+#pragma unroll
+            for (int k = 0; k < STEPS; k++)
+                wgmma_scores(scores, descriptor(query + (i * CHUNKS + k / SPAN) * ROWS * PITCH + k % SPAN * 32, 16),
+                             descriptor(key + (j * CHUNKS + k / SPAN) * BOX_KEYS * PITCH + k % SPAN * 32, 16),
+                             i + j + k > 0);
     wgmma_commit();
 }
 
-__device__ __forceinline__ void issue_values(float (&sums)[SUMS], u32 (&weights)[BITS], u32 value) {
+__device__ __forceinline__ void issue_values(float (&products)[SUMS], u32 (&weights)[PLANES * BITS], u32 value) {
+    if constexpr (PROMOTE) {
+#pragma unroll
+        for (int i = 0; i < SUMS; i++) products[i] = 0.0f;
+    }
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < BOX_KEYS / 16; k++)
-        wgmma_values(sums, weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3],
-                     descriptor(value + k * 16 * PITCH, BOX_KEYS * PITCH));
+    for (int i = 0; i < PLANES; i++)
+#pragma unroll
+        for (int j = 0; j < PLANES - i; j++)
+#pragma unroll
+            for (int k = 0; k < BOX_KEYS / 16; k++) {
+                u32 *four = weights + i * BITS + 4 * k;
+                wgmma_values(products, four[0], four[1], four[2], four[3],
+                             descriptor(value + (j * CHUNKS_V * BOX_KEYS + k * 16) * PITCH, BOX_KEYS * PITCH));
+            }
     wgmma_commit();
+}
+
+// Rounds weights to the operand's type, and what that leaves of them to the next plane's.
+__device__ __forceinline__ void round_weights(float (&scores)[SCORES], u32 (&weights)[PLANES * BITS]) {
+#pragma unroll
+    for (int i = 0; i < BITS; i++) {
+        weights[i] = pack(scores[2 * i], scores[2 * i + 1]);
+#pragma unroll
+        for (int plane = 1; plane < PLANES; plane++) {
+            u32 before = weights[(plane - 1) * BITS + i];
+            scores[2 * i] -= __uint_as_float(before << 16);
+            scores[2 * i + 1] -= __uint_as_float(before & 0xFFFF0000u);
+            weights[plane * BITS + i] = pack(scores[2 * i], scores[2 * i + 1]);
+        }
+    }
 }
 
 // The running maximum and sum of a thread's two rows, which lie eight apart.
@@ -241,6 +279,40 @@ __device__ __forceinline__ void mask_additional(float (&scores)[SCORES], int key
         if (!(bits >> i & 1)) scores[4 * (i / 2) + i % 2] = scores[4 * (i / 2) + 2 + i % 2] = NO_SCORE;
 }
 
+#if PLANES > 1
+typedef float Result;
+
+// Writes what a thread has of a row of the output: its sums from `first` on.
+__device__ __forceinline__ void write_row(float *to, i64 stride, const float (&sums)[SUMS], int first, float inverse,
+                                          int quad, bool inside) {
+    if (!inside) return;
+#pragma unroll
+    for (int j = 0; j < HEAD_DIM_V / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) to[(8 * j + 2 * quad + e) * stride] = sums[4 * j + first + e] * inverse;
+}
+#else
+typedef u16 Result;
+
+// Writes what a quad has of a row of the output: the sums of its threads from `first` on, 16 bytes at a time.
+__device__ __forceinline__ void write_row(u16 *to, i64, const float (&sums)[SUMS], int first, float inverse, int quad,
+                                          bool inside) {
+#pragma unroll
+    for (int j = 0; j < HEAD_DIM_V / 8; j += 4) {
+        u32 words[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int at = 4 * (j + i) % SUMS + first;
+            words[i] = 4 * (j + i) < SUMS ? pack(sums[at] * inverse, sums[at + 1] * inverse) : 0;
+        }
+        transpose_quad(words, quad);
+        int column = 8 * (j + quad);
+        if (inside && column < HEAD_DIM_V)
+            *reinterpret_cast<uint4 *>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+}
+#endif
+
 __device__ __forceinline__ void take_turn(int warpgroup) {
 #if PING_PONG
     asm volatile("bar.sync %0, 256;" ::"r"(1 + warpgroup) : "memory");
@@ -253,7 +325,7 @@ __device__ __forceinline__ void pass_turn(int warpgroup) {
 #endif
 }
 
-__device__ __forceinline__ void consume(const Shared &shared, const View<u16> &output, const View<float> &logsumexp,
+__device__ __forceinline__ void consume(const Shared &shared, const View<Result> &output, const View<float> &logsumexp,
                                         const program::Captures &captures) {
     // Told to the compiler as uniform, so that what depends on it is computed once a warp.
     int warpgroup = __shfl_sync(~0u, threadIdx.x / 128 - 1, 0);
@@ -287,14 +359,19 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
         float sums[SUMS];
 #pragma unroll
         for (int i = 0; i < SUMS; i++) sums[i] = 0.0f;
+#if PROMOTE
+        float products[SUMS];
+#else
+        float (&products)[SUMS] = sums;
+#endif
 
-        u32 query = shared.query + query_slot.index * QUERY_BYTES + warpgroup * CHUNKS * ROWS * PITCH;
+        u32 query = shared.query + query_slot.index * QUERY_BYTES + warpgroup * PLANES * CHUNKS * ROWS * PITCH;
         u32 query_empty = shared.query_empty(query_slot.index);
         barrier_wait(shared.query_full(query_slot.index), query_slot.phase);
         query_slot.next();
         Walk walk(item);
         float scores[SCORES];
-        u32 weights[BITS];
+        u32 weights[PLANES * BITS];
         int box = 0;
         bool whole = true, ended = false;
         // Says whether there is a box, and whether it needs no mask.
@@ -321,13 +398,15 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
             else if (!whole)
                 mask(scores, windows, walk, quad);
         };
+        auto collect = [&]() {
+            if constexpr (PROMOTE) {
+#pragma unroll
+                for (int i = 0; i < SUMS; i++) sums[i] += products[i];
+            }
+        };
         auto rescale = [&]() {
 #pragma unroll
             for (int i = 0; i < SUMS; i++) sums[i] *= rows.factor[i / 2 % 2];
-        };
-        auto convert = [&]() {
-#pragma unroll
-            for (int i = 0; i < BITS; i++) weights[i] = pack(scores[2 * i], scores[2 * i + 1]);
         };
         // The outer loop runs once. As a condition it costs 5 to 8 % of all rates: the compiler then lets less of a softmax
         // run under the products.
@@ -342,7 +421,7 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
             if (lane == 0) barrier_arrive(shared.key_empty(slot.index));
             hide();
             if (rows.weigh(scores)) rescale();
-            convert();
+            round_weights(scores, weights);
             Slot pending = slot;
             advance();
             while (look()) {
@@ -350,7 +429,7 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
                 take_turn(warpgroup);
                 issue_scores(scores, query, shared.key + slot.index * KEY_BYTES);
                 barrier_wait(shared.value_full(pending.index), pending.phase);
-                issue_values(sums, weights, shared.value + pending.index * VALUE_BYTES);
+                issue_values(products, weights, shared.value + pending.index * VALUE_BYTES);
                 pass_turn(warpgroup);
                 wgmma_wait<1>();
                 hold(scores);
@@ -358,19 +437,21 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
                 hide();
                 bool grew = rows.weigh(scores);
                 wgmma_wait<0>();
-                hold(sums);
+                hold(products);
                 if (lane == 0) barrier_arrive(shared.value_empty(pending.index));
+                collect();
                 if (grew) rescale();
-                convert();
+                round_weights(scores, weights);
                 pending = slot;
                 advance();
             }
             if (box == boxes && lane == 0) barrier_arrive(query_empty);
             barrier_wait(shared.value_full(pending.index), pending.phase);
-            issue_values(sums, weights, shared.value + pending.index * VALUE_BYTES);
+            issue_values(products, weights, shared.value + pending.index * VALUE_BYTES);
             wgmma_wait<0>();
-            hold(sums);
+            hold(products);
             if (lane == 0) barrier_arrive(shared.value_empty(pending.index));
+            collect();
             ended = box == boxes;
         }
         if (!ended && lane == 0) barrier_arrive(query_empty);
@@ -388,18 +469,8 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
             if (WRITE_LOGSUMEXP && inside && quad == 0)
                 *logsumexp.at(item.batch, token0, token1, token2, item.head) =
                     total > 0.0f ? (rows.highest[r] * EXPONENT + log2_fast(total)) * LOG_2 : NO_SCORE;
-            u16 *to = output.at(item.batch, token0, token1, token2, item.head);
-#pragma unroll
-            for (int j = 0; j < HEAD_DIM_V / 8; j += 4) {
-                u32 words[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    words[i] = 4 * (j + i) < SUMS ? pack(sums[4 * (j + i) % SUMS + 2 * r] * inverse, sums[4 * (j + i) % SUMS + 2 * r + 1] * inverse) : 0;
-                transpose_quad(words, quad);
-                int column = 8 * (j + quad);
-                if (inside && column < HEAD_DIM_V)
-                    *reinterpret_cast<uint4 *>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
-            }
+            Result *to = output.at(item.batch, token0, token1, token2, item.head);
+            write_row(to, output.stride[5], sums, 2 * r, inverse, quad, inside);
         }
     }
 }
@@ -407,7 +478,8 @@ __device__ __forceinline__ void consume(const Shared &shared, const View<u16> &o
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     forward_sm90(const __grid_constant__ TensorMap query, const __grid_constant__ TensorMap key,
                  const __grid_constant__ TensorMap value, const __grid_constant__ TensorMap additional_key,
-                 const __grid_constant__ TensorMap additional_value, const View<u16> output, const View<float> logsumexp
+                 const __grid_constant__ TensorMap additional_value, const View<Result> output,
+                 const View<float> logsumexp
                  EXTRA_PARAMETERS) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 base = (shared_address(memory) + 1023) & ~1023u;

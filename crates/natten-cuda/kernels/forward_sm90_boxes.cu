@@ -8,12 +8,16 @@ struct alignas(64) TensorMap {
 constexpr int WARPGROUPS = GROUPS0 * GROUPS1 * GROUPS2;
 constexpr int ROWS = 64;
 constexpr int PITCH = 2 * CHUNK;
+// Chunks of a plane.
 constexpr int CHUNKS = (HEAD_DIM + CHUNK - 1) / CHUNK;
 constexpr int CHUNKS_V = (HEAD_DIM_V + CHUNK - 1) / CHUNK;
+// Columns of a row: planes one behind the other are whole chunks.
+constexpr int COLUMNS = PLANES == 1 ? HEAD_DIM : PLANES * CHUNKS * CHUNK;
+constexpr int COLUMNS_V = PLANES == 1 ? HEAD_DIM_V : PLANES * CHUNKS_V * CHUNK;
 constexpr int STEPS = (HEAD_DIM + 15) / 16;
-constexpr int QUERY_BYTES = WARPGROUPS * ROWS * CHUNKS * PITCH;
-constexpr int KEY_BYTES = BOX_KEYS * CHUNKS * PITCH;
-constexpr int VALUE_BYTES = BOX_KEYS * CHUNKS_V * PITCH;
+constexpr int QUERY_BYTES = WARPGROUPS * ROWS * PLANES * CHUNKS * PITCH;
+constexpr int KEY_BYTES = BOX_KEYS * PLANES * CHUNKS * PITCH;
+constexpr int VALUE_BYTES = BOX_KEYS * PLANES * CHUNKS_V * PITCH;
 constexpr int THREADS = 128 * (WARPGROUPS + 1);
 constexpr int BITS = BOX_KEYS / 4;
 static_assert(SUB0 * SUB1 * SUB2 == ROWS, "a warpgroup has 64 rows");

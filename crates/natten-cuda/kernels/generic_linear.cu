@@ -1,4 +1,4 @@
-// Linear attention by its recurrence, S a matrix of D rows and Dv columns a batch entry and query head:
+// Linear attention in chunks of its recurrence, S a matrix of D rows and Dv columns a batch entry and query head:
 //
 //   S_t = f_t S_{t-1} + k_t v_t'      o_t = scale q_t S_t      f_t = exp(decay at t)
 //
@@ -6,9 +6,16 @@
 //
 //   dS += scale q_t do_t'    dq_t = scale S_t do_t    dk_t = dS v_t    dv_t = dS' k_t    dl_t = f_t <S_{t-1}, dS>    dS = f_t dS
 //
-// Columns of S, and rows of it, go their way alone: a thread takes one through all tokens. The states that dl_t needs
-// again from the last token to the first are kept every SEGMENT tokens, and computed anew from there. Where there are
-// tangents, all of it runs on numbers that carry theirs: the derivative of the text is the text.
+// Tokens are cut into chunks of CHUNK, which run beside each other. What a chunk adds to a state of zero, and to a cotangent
+// of zero, is found for all of them at once; a scan over the chunks then gives the states that they begin with and the
+// cotangents of those that they end with; and from there every chunk finds its results. Columns of S, and rows of it, go
+// their way alone: a thread takes one through a chunk. Decays are only ever multiplied, never divided by, so that one
+// that leaves nothing is as exact as none. The states that dl_t needs again from the last token to the first are kept
+// every SEGMENT tokens, and computed anew from there. Where there are tangents, all of it runs on numbers that carry
+// theirs: the derivative of the text is the text.
+
+#define CHUNK 64
+#define SEGMENT 8
 
 #if TANGENTS
 struct N { R v, t; };
@@ -82,20 +89,162 @@ DEVICE N factor(const Tensors& t, const Sizes& z, int b, int h, int token) {
 DEVICE long long this_thread() { return (long long)blockIdx.x * blockDim.x + threadIdx.x; }
 DEVICE long long all_threads() { return (long long)gridDim.x * blockDim.x; }
 
-#if PASS == 0
-// A thread takes a column of a head's state.
-extern "C" __global__ void __launch_bounds__(128) linear_forward(PARAMETERS) {
+// A chunk of a sequence: a batch entry, a query head, and tokens.
+struct Chunk {
+    int b, h, number, first, last;
+};
+
+DEVICE int chunks_of(const Sizes& z) { return (int)((z.keys + CHUNK - 1) / CHUNK); }
+
+DEVICE Chunk chunk_of(const Sizes& z, int b, int h, int number) {
+    return {b, h, number, number * CHUNK, (int)least((long long)(number + 1) * CHUNK, z.keys)};
+}
+
+// An element of the states of all chunks, or of their cotangents.
+DEVICE N& chunk_state(void* states, const Sizes& z, int b, int h, int chunk, int row, int column) {
+    return ((N*)states)[((((long long)b * z.heads + h) * chunks_of(z) + chunk) * z.dim + row) * z.dim_v + column];
+}
+
+// The decay over a whole chunk.
+DEVICE N& chunk_factor(void* factors, const Sizes& z, int b, int h, int chunk) {
+    return ((N*)factors)[((long long)b * z.heads + h) * chunks_of(z) + chunk];
+}
+
+#if PASS == 4 || PASS == 5
+// What a decay over a chunk leaves of a state. Token by token, zero stays zero and infinity infinite, where the product of
+// the factors has overflowed or underflowed.
+DEVICE R left_of(R factor, R state) { return state == 0 ? 0 : factor * state; }
+
+// The decay over a chunk as it is kept: one that has underflowed, without a factor of zero, is the least there is.
+DEVICE N factor_of(N all, bool leaves_something) {
+    if (leaves_something && all.v == 0) all.v = sizeof(R) == 4 ? (R)1.4e-45 : (R)4.9e-324;
+    return all;
+}
+
+DEVICE N left_of(N factor, N state) {
+#if TANGENTS
+    return of(left_of(factor.v, state.v), left_of(factor.v, state.t) + left_of(factor.t, state.v));
+#else
+    return of(left_of(factor.v, state.v), 0);
+#endif
+}
+#endif
+
+#if PASS == 4
+// What a chunk adds to a state of zero, and its decay: a thread takes a column.
+extern "C" __global__ void __launch_bounds__(128) linear_state_parts(PARAMETERS, void* states, void* factors) {
     const Tensors t = TENSORS;
-    const int tokens = (int)z.keys;
-    const N scale = of((R)z.scale, 0);
-    for (long long unit = this_thread(); unit < (long long)z.batch * z.heads * z.dim_v; unit += all_threads()) {
-        const int column = (int)(unit % z.dim_v), h = (int)(unit / z.dim_v % z.heads), b = (int)(unit / z.dim_v / z.heads);
-        const int hkv = h / z.per_kv;
-        N state[DIM];
+    const int chunks = chunks_of(z);
+    for (long long unit = this_thread(); unit < (long long)z.batch * z.heads * chunks * z.dim_v; unit += all_threads()) {
+        const int column = (int)(unit % z.dim_v), number = (int)(unit / z.dim_v % chunks);
+        const long long row = unit / z.dim_v / chunks;
+        const Chunk chunk = chunk_of(z, (int)(row / z.heads), (int)(row % z.heads), number);
+        const int b = chunk.b, h = chunk.h, hkv = h / z.per_kv;
+        N state[DIM], all = of(1, 0);
+#pragma unroll UNROLLED(DIM)
+        for (int i = 0; i < DIM; ++i) state[i] = of(0, 0);
+        bool leaves_something = true;
+        for (int token = chunk.first; token < chunk.last; ++token) {
+            const N f = factor(t, z, b, h, token), v = element(t.value, t.tangent_value, b, token, hkv, column);
+            all = f * all;
+            leaves_something &= f.v > 0;
+#pragma unroll UNROLLED(DIM)
+            for (int i = 0; i < DIM; ++i)
+                if (i < z.dim) state[i] = f * state[i] + element(t.key, t.tangent_key, b, token, hkv, i) * v;
+        }
 #pragma unroll UNROLLED(DIM)
         for (int i = 0; i < DIM; ++i)
-            state[i] = i < z.dim ? state_of(t.initial_state, t.tangent_initial_state, b, h, i, column) : of(0, 0);
-        for (int token = 0; token < tokens; ++token) {
+            if (i < z.dim) chunk_state(states, z, b, h, number, i, column) = state[i];
+        if (column == 0) chunk_factor(factors, z, b, h, number) = factor_of(all, leaves_something);
+    }
+}
+
+// Turns what chunks add into the states that they begin with: a thread takes an element.
+extern "C" __global__ void __launch_bounds__(128) linear_state_scan(PARAMETERS, void* states, void* factors) {
+    const Tensors t = TENSORS;
+    const int chunks = chunks_of(z);
+    for (long long unit = this_thread(); unit < (long long)z.batch * z.heads * z.dim * z.dim_v; unit += all_threads()) {
+        const int column = (int)(unit % z.dim_v), row = (int)(unit / z.dim_v % z.dim);
+        const long long rest = unit / z.dim_v / z.dim;
+        const int h = (int)(rest % z.heads), b = (int)(rest / z.heads);
+        N state = state_of(t.initial_state, t.tangent_initial_state, b, h, row, column);
+        for (int number = 0; number < chunks; ++number) {
+            N& place = chunk_state(states, z, b, h, number, row, column);
+            const N part = place;
+            place = state;
+            state = left_of(chunk_factor(factors, z, b, h, number), state) + part;
+        }
+        put_state(t.to_final_state, t.to_final_state_t, b, h, row, column, state);
+    }
+}
+#endif
+
+#if PASS == 5
+// What a chunk adds to a cotangent of zero, and its decay: a thread takes a column.
+extern "C" __global__ void __launch_bounds__(128) linear_grad_parts(PARAMETERS, void* grads, void* factors) {
+    const Tensors t = TENSORS;
+    const int chunks = chunks_of(z);
+    const N scale = of((R)z.scale, 0);
+    for (long long unit = this_thread(); unit < (long long)z.batch * z.heads * chunks * z.dim_v; unit += all_threads()) {
+        const int column = (int)(unit % z.dim_v), number = (int)(unit / z.dim_v % chunks);
+        const long long row = unit / z.dim_v / chunks;
+        const Chunk chunk = chunk_of(z, (int)(row / z.heads), (int)(row % z.heads), number);
+        const int b = chunk.b, h = chunk.h;
+        N grad[DIM], all = of(1, 0);
+#pragma unroll UNROLLED(DIM)
+        for (int i = 0; i < DIM; ++i) grad[i] = of(0, 0);
+        bool leaves_something = true;
+        for (int token = chunk.last - 1; token >= chunk.first; --token) {
+            const N f = factor(t, z, b, h, token);
+            const N of_output = scale * element(t.grad_output, t.tangent_grad_output, b, token, h, column);
+            all = f * all;
+            leaves_something &= f.v > 0;
+#pragma unroll UNROLLED(DIM)
+            for (int i = 0; i < DIM; ++i)
+                if (i < z.dim) grad[i] = f * (grad[i] + element(t.query, t.tangent_query, b, token, h, i) * of_output);
+        }
+#pragma unroll UNROLLED(DIM)
+        for (int i = 0; i < DIM; ++i)
+            if (i < z.dim) chunk_state(grads, z, b, h, number, i, column) = grad[i];
+        if (column == 0) chunk_factor(factors, z, b, h, number) = factor_of(all, leaves_something);
+    }
+}
+
+// Turns what chunks add into the cotangents of the states that they end with: a thread takes an element.
+extern "C" __global__ void __launch_bounds__(128) linear_grad_scan(PARAMETERS, void* grads, void* factors) {
+    const Tensors t = TENSORS;
+    const int chunks = chunks_of(z);
+    for (long long unit = this_thread(); unit < (long long)z.batch * z.heads * z.dim * z.dim_v; unit += all_threads()) {
+        const int column = (int)(unit % z.dim_v), row = (int)(unit / z.dim_v % z.dim);
+        const long long rest = unit / z.dim_v / z.dim;
+        const int h = (int)(rest % z.heads), b = (int)(rest / z.heads);
+        N grad = state_of(t.grad_final_state, t.tangent_grad_final_state, b, h, row, column);
+        for (int number = chunks - 1; number >= 0; --number) {
+            N& place = chunk_state(grads, z, b, h, number, row, column);
+            const N part = place;
+            place = grad;
+            grad = left_of(chunk_factor(factors, z, b, h, number), grad) + part;
+        }
+        put_state(t.to_grad_initial_state, t.to_grad_initial_state_t, b, h, row, column, grad);
+    }
+}
+#endif
+
+#if PASS == 0
+// A thread takes a column of a head's state through a chunk.
+extern "C" __global__ void __launch_bounds__(128) linear_forward(PARAMETERS, void* states) {
+    const Tensors t = TENSORS;
+    const int chunks = chunks_of(z);
+    const N scale = of((R)z.scale, 0);
+    for (long long unit = this_thread(); unit < (long long)z.batch * z.heads * chunks * z.dim_v; unit += all_threads()) {
+        const int column = (int)(unit % z.dim_v), number = (int)(unit / z.dim_v % chunks);
+        const long long row = unit / z.dim_v / chunks;
+        const Chunk chunk = chunk_of(z, (int)(row / z.heads), (int)(row % z.heads), number);
+        const int b = chunk.b, h = chunk.h, hkv = h / z.per_kv;
+        N state[DIM];
+#pragma unroll UNROLLED(DIM)
+        for (int i = 0; i < DIM; ++i) state[i] = i < z.dim ? chunk_state(states, z, b, h, number, i, column) : of(0, 0);
+        for (int token = chunk.first; token < chunk.last; ++token) {
             const N f = factor(t, z, b, h, token), v = element(t.value, t.tangent_value, b, token, hkv, column);
             N sum = of(0, 0);
 #pragma unroll UNROLLED(DIM)
@@ -107,9 +256,6 @@ extern "C" __global__ void __launch_bounds__(128) linear_forward(PARAMETERS) {
             }
             put_element(t.to_output, t.to_output_t, b, token, h, column, scale * sum);
         }
-#pragma unroll UNROLLED(DIM)
-        for (int i = 0; i < DIM; ++i)
-            if (i < z.dim) put_state(t.to_final_state, t.to_final_state_t, b, h, i, column, state[i]);
     }
 }
 #endif
@@ -125,19 +271,22 @@ DEVICE void add_of_head(const View<A>& values, const View<B>& tangents, const Si
 }
 
 #if PASS == 1
-// A thread takes a row of the states of a key head's query heads: gradients of queries, keys, the initial state, and a
-// row's part of those of the decays. `kept` has room for a row every SEGMENT tokens and for a segment.
-extern "C" __global__ void __launch_bounds__(128) linear_rows(PARAMETERS, void* sums, void* kept, void* decays, int segment) {
+// A thread takes a row of the states of a key head's query heads through a chunk: gradients of queries and keys, and a
+// row's part of those of the decays. `kept` has room, a thread, for a row every SEGMENT tokens and for a segment.
+extern "C" __global__ void __launch_bounds__(128) linear_rows(PARAMETERS, void* states, void* grads, void* sums, void* kept, void* decays) {
     const Tensors t = TENSORS;
-    const int tokens = (int)z.keys, segments = (tokens + segment - 1) / segment;
+    const int tokens = (int)z.keys, chunks = chunks_of(z);
     const N scale = of((R)z.scale, 0);
-    const long long units = (long long)z.batch * z.heads_kv * z.dim;
-    for (long long unit = this_thread(); unit < units; unit += all_threads()) {
-        const int row = (int)(unit % z.dim), hkv = (int)(unit / z.dim % z.heads_kv), b = (int)(unit / z.dim / z.heads_kv);
-        // Neighbouring threads have neighbouring numbers.
-        const auto place = [&](int number, int j) -> N& { return ((N*)kept)[((long long)number * z.dim_v + j) * units + unit]; };
+    // Neighbouring threads have neighbouring numbers.
+    const auto place = [&](int number, int j) -> N& { return ((N*)kept)[((long long)number * z.dim_v + j) * all_threads() + this_thread()]; };
+    for (long long unit = this_thread(); unit < (long long)z.batch * z.heads_kv * chunks * z.dim; unit += all_threads()) {
+        const int row = (int)(unit % z.dim), number = (int)(unit / z.dim % chunks);
+        const long long rest = unit / z.dim / chunks;
+        const int hkv = (int)(rest % z.heads_kv), b = (int)(rest / z.heads_kv);
         N state[DIM_V];
         for (int h = hkv * z.per_kv; h < (hkv + 1) * z.per_kv; ++h) {
+            const Chunk chunk = chunk_of(z, b, h, number);
+            const int segments = (chunk.last - chunk.first + SEGMENT - 1) / SEGMENT;
             const auto step = [&](int token) {
                 const N f = factor(t, z, b, h, token), k = element(t.key, t.tangent_key, b, token, hkv, row);
 #pragma unroll UNROLLED(DIM_V)
@@ -145,13 +294,12 @@ extern "C" __global__ void __launch_bounds__(128) linear_rows(PARAMETERS, void* 
                     if (j < z.dim_v) state[j] = f * state[j] + k * element(t.value, t.tangent_value, b, token, hkv, j);
             };
 #pragma unroll UNROLLED(DIM_V)
-            for (int j = 0; j < DIM_V; ++j)
-                state[j] = j < z.dim_v ? state_of(t.initial_state, t.tangent_initial_state, b, h, row, j) : of(0, 0);
-            for (int token = 0; token < tokens; ++token) {
-                if (token % segment == 0) {
+            for (int j = 0; j < DIM_V; ++j) state[j] = j < z.dim_v ? chunk_state(states, z, b, h, number, row, j) : of(0, 0);
+            for (int token = chunk.first; token < chunk.last; ++token) {
+                if ((token - chunk.first) % SEGMENT == 0) {
 #pragma unroll UNROLLED(DIM_V)
                     for (int j = 0; j < DIM_V; ++j)
-                        if (j < z.dim_v) place(token / segment, j) = state[j];
+                        if (j < z.dim_v) place((token - chunk.first) / SEGMENT, j) = state[j];
                 }
                 step(token);
                 N sum = of(0, 0);
@@ -162,17 +310,16 @@ extern "C" __global__ void __launch_bounds__(128) linear_rows(PARAMETERS, void* 
             }
             N grad[DIM_V];
 #pragma unroll UNROLLED(DIM_V)
-            for (int j = 0; j < DIM_V; ++j)
-                grad[j] = j < z.dim_v ? state_of(t.grad_final_state, t.tangent_grad_final_state, b, h, row, j) : of(0, 0);
+            for (int j = 0; j < DIM_V; ++j) grad[j] = j < z.dim_v ? chunk_state(grads, z, b, h, number, row, j) : of(0, 0);
             for (int s = segments - 1; s >= 0; --s) {
-                const int first = s * segment, last = least(first + segment, tokens);
+                const int first = chunk.first + s * SEGMENT, last = least(first + SEGMENT, chunk.last);
 #pragma unroll UNROLLED(DIM_V)
                 for (int j = 0; j < DIM_V; ++j)
                     if (j < z.dim_v) state[j] = place(s, j);
                 for (int token = first; token < last; ++token) {
 #pragma unroll UNROLLED(DIM_V)
                     for (int j = 0; j < DIM_V; ++j)
-                        if (j < z.dim_v) place(segments + token - first, j) = state[j];
+                        if (j < z.dim_v) place(CHUNK / SEGMENT + token - first, j) = state[j];
                     step(token);
                 }
                 for (int token = last - 1; token >= first; --token) {
@@ -183,7 +330,7 @@ extern "C" __global__ void __launch_bounds__(128) linear_rows(PARAMETERS, void* 
                         if (j < z.dim_v) {
                             grad[j] = grad[j] + q * element(t.grad_output, t.tangent_grad_output, b, token, h, j);
                             of_key = of_key + grad[j] * element(t.value, t.tangent_value, b, token, hkv, j);
-                            of_decay = of_decay + place(segments + token - first, j) * grad[j];
+                            of_decay = of_decay + place(CHUNK / SEGMENT + token - first, j) * grad[j];
                             grad[j] = f * grad[j];
                         }
                     }
@@ -191,28 +338,27 @@ extern "C" __global__ void __launch_bounds__(128) linear_rows(PARAMETERS, void* 
                     add_of_head(t.to_grad_key, t.to_grad_key_t, z, b, token, h, row, z.dim, of_key, (N*)sums);
                 }
             }
-#pragma unroll UNROLLED(DIM_V)
-            for (int j = 0; j < DIM_V; ++j)
-                if (j < z.dim_v) put_state(t.to_grad_initial_state, t.to_grad_initial_state_t, b, h, row, j, grad[j]);
         }
     }
 }
 #endif
 
 #if PASS == 2
-// A thread takes a column of the states of a key head's query heads: gradients of values.
-extern "C" __global__ void __launch_bounds__(128) linear_columns(PARAMETERS, void* sums) {
+// A thread takes a column of the states of a key head's query heads through a chunk: gradients of values.
+extern "C" __global__ void __launch_bounds__(128) linear_columns(PARAMETERS, void* grads, void* sums) {
     const Tensors t = TENSORS;
-    const int tokens = (int)z.keys;
+    const int chunks = chunks_of(z);
     const N scale = of((R)z.scale, 0);
-    for (long long unit = this_thread(); unit < (long long)z.batch * z.heads_kv * z.dim_v; unit += all_threads()) {
-        const int column = (int)(unit % z.dim_v), hkv = (int)(unit / z.dim_v % z.heads_kv), b = (int)(unit / z.dim_v / z.heads_kv);
+    for (long long unit = this_thread(); unit < (long long)z.batch * z.heads_kv * chunks * z.dim_v; unit += all_threads()) {
+        const int column = (int)(unit % z.dim_v), number = (int)(unit / z.dim_v % chunks);
+        const long long rest = unit / z.dim_v / chunks;
+        const int hkv = (int)(rest % z.heads_kv), b = (int)(rest / z.heads_kv);
         for (int h = hkv * z.per_kv; h < (hkv + 1) * z.per_kv; ++h) {
+            const Chunk chunk = chunk_of(z, b, h, number);
             N grad[DIM];
 #pragma unroll UNROLLED(DIM)
-            for (int i = 0; i < DIM; ++i)
-                grad[i] = i < z.dim ? state_of(t.grad_final_state, t.tangent_grad_final_state, b, h, i, column) : of(0, 0);
-            for (int token = tokens - 1; token >= 0; --token) {
+            for (int i = 0; i < DIM; ++i) grad[i] = i < z.dim ? chunk_state(grads, z, b, h, number, i, column) : of(0, 0);
+            for (int token = chunk.last - 1; token >= chunk.first; --token) {
                 const N f = factor(t, z, b, h, token);
                 const N of_output = scale * element(t.grad_output, t.tangent_grad_output, b, token, h, column);
                 N of_value = of(0, 0);

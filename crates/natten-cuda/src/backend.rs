@@ -15,7 +15,7 @@ use crate::device::Device;
 use crate::plan::{self, CudaPlan};
 use crate::queue::CudaQueue;
 use crate::tensor::{self, CudaStorage};
-use crate::{family, probe};
+use crate::{family, matmul, probe};
 
 /// Attention on one GPU.
 #[derive(Clone, Debug)]
@@ -142,5 +142,9 @@ impl Backend for CudaBackend {
             tensor::download(&self.device, queue.stream(), tensor)
         };
         ready(download())
+    }
+
+    fn matmul_rate(&self, dtype: DType) -> Pending<'_, Option<f64>> {
+        ready(matmul::rate(&self.device, dtype).map(Some))
     }
 }

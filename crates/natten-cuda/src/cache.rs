@@ -1,16 +1,23 @@
 //! Machine code on disk, so that a kernel is compiled once a machine and not once a process. An entry is found by a hash
 //! of all that it depends on, holds that text itself, and ends with a checksum: what does not match is not there.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The environment variable that names the folder of compiled kernels; `off` or nothing for none. Without it, it is
-/// `natten/cuda` in the user's cache folder.
+/// `natten/cuda` in the user's cache folder. The folder keeps itself to 256 MiB: the oldest kernels leave first.
 pub const CACHE_VARIABLE: &str = "NATTEN_CUDA_CACHE";
 
 /// Begins an entry; change it with the layout of entries.
 const MAGIC: &[u8] = b"natten cubin 1\n";
+
+/// Bytes that entries may have together. A kernel has some tens of thousands.
+const LIMIT: u64 = 256 << 20;
+
+/// The end of an entry's name, behind the hash.
+const SUFFIX: &str = ".cubin";
 
 /// All that machine code depends on, and its hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,12 +45,13 @@ pub(crate) fn fnv(bytes: &[u8]) -> u128 {
 #[derive(Clone, Debug)]
 pub(crate) struct DiskCache {
     folder: PathBuf,
+    limit: u64,
 }
 
 impl DiskCache {
     /// In a folder, which is made when the first entry is written.
     pub(crate) fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+        Self { folder: folder.into(), limit: LIMIT }
     }
 
     /// In the folder that the environment names.
@@ -60,7 +68,7 @@ impl DiskCache {
     }
 
     fn path(&self, key: &Key) -> PathBuf {
-        self.folder.join(format!("{:032x}.cubin", key.hash))
+        self.folder.join(format!("{:032x}{SUFFIX}", key.hash))
     }
 
     /// The machine code, where a whole entry of this key is there.
@@ -79,8 +87,37 @@ impl DiskCache {
         let length = (key.text.len() as u64).to_le_bytes();
         let mut bytes = [MAGIC, &length, key.text.as_bytes(), cubin].concat();
         bytes.extend(fnv(&bytes).to_le_bytes());
-        let _ = write_whole(&self.folder, &self.path(key), &bytes);
+        if write_whole(&self.folder, &self.path(key), &bytes).is_ok() {
+            self.shrink();
+        }
     }
+
+    /// Removes the entries that were written longest ago, until the others are within the limit. Whoever reads one at
+    /// that moment has it already, or compiles it anew.
+    fn shrink(&self) {
+        let Ok(folder) = fs::read_dir(&self.folder) else { return };
+        let entries = folder.filter_map(|file| {
+            let file = file.ok().filter(|file| is_entry(&file.file_name()))?;
+            let metadata = file.metadata().ok()?;
+            Some((metadata.modified().ok()?, metadata.len(), file.path()))
+        });
+        let mut entries: Vec<_> = entries.collect();
+        entries.sort_unstable_by(|a, b| b.cmp(a));
+        let mut total = 0u64;
+        for (_, bytes, path) in entries {
+            total = total.saturating_add(bytes);
+            if total > self.limit {
+                // Another process may have removed it.
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
+/// Whether a file has the name of an entry: the folder may be one that has other files too.
+fn is_entry(name: &OsStr) -> bool {
+    let hash = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
+    hash.is_some_and(|hash| hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// Writes beside the place and renames, so that no reader sees half of it.
@@ -94,6 +131,8 @@ fn write_whole(folder: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> 
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
 
     fn key(source: &str) -> Key {
@@ -135,6 +174,25 @@ mod tests {
         cache.store(&key("a"), b"code");
         assert_eq!(cache.load(&key("a")).as_deref(), Some(&b"code"[..]));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no file is left behind");
+    }
+
+    #[test]
+    fn the_oldest_entries_leave_when_there_are_too_many_bytes_and_other_files_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = DiskCache { limit: 2500, ..DiskCache::new(folder.path()) };
+        let other = folder.path().join("kept.cubin");
+        fs::write(&other, vec![0; 5000]).unwrap();
+        let start = SystemTime::now() - Duration::from_secs(100);
+        for (age, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
+            cache.store(&key(name), &[0; 1000]);
+            let written = start + Duration::from_secs(age as u64);
+            if let Ok(file) = fs::File::options().write(true).open(cache.path(&key(name))) {
+                file.set_modified(written).unwrap();
+            }
+        }
+        let kept = ["a", "b", "c", "d"].map(|name| cache.load(&key(name)).is_some());
+        assert_eq!(kept, [false, false, true, true]);
+        assert!(other.exists());
     }
 
     #[test]

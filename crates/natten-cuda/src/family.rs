@@ -5,26 +5,32 @@
 use std::fmt::Debug;
 
 use natten_core::geometry::Coverage;
-use natten_core::{DType, Error, OpRequest, PlanOptions, Problem, Result, Role};
+use natten_core::{DType, Error, OpRequest, PlanOptions, Precision, Problem, Result, Role};
 
 use crate::NAME;
+use crate::generic::{Generic, Tiled};
+use crate::hopper::{Hopper, Split};
+use crate::mma::Mma;
 use crate::target::Target;
 
 /// The environment variable that names the only family that may be taken.
 pub const FAMILY_VARIABLE: &str = "NATTEN_CUDA_FAMILY";
 
 /// Every family, in the order in which they are asked.
-static FAMILIES: &[&dyn Family] =
-    &[&crate::hopper::Hopper, &crate::mma::Mma, &crate::generic::Tiled, &crate::generic::Generic];
+static FAMILIES: &[&dyn Family] = &[&Hopper, &Split, &Mma, &Tiled, &Generic];
 
 /// And where windows are small.
-static FAMILIES_OF_SMALL_WINDOWS: &[&dyn Family] =
-    &[&crate::mma::Mma, &crate::hopper::Hopper, &crate::generic::Tiled, &crate::generic::Generic];
+static FAMILIES_OF_SMALL_WINDOWS: &[&dyn Family] = &[&Mma, &Hopper, &Split, &Tiled, &Generic];
 
 /// Kernels of one kind.
 pub(crate) trait Family: Debug + Send + Sync {
     /// The name in reports.
     fn name(&self) -> &'static str;
+
+    /// The precisions that it computes in; it is not asked about others.
+    fn precisions(&self) -> &'static [Precision] {
+        &[Precision::Full]
+    }
 
     /// The kernels that do an operation.
     ///
@@ -267,8 +273,12 @@ pub(crate) fn choose(
         ));
     }
     let order = if crate::mma::is_for_small_windows(problem) { FAMILIES_OF_SMALL_WINDOWS } else { FAMILIES };
-    let families = order.iter().filter(|family| forced.as_deref().is_none_or(|name| family.name() == name));
-    let mut why = Error::unsupported(NAME, request.op.name(), "this build has no kernels for it");
+    let families = order.iter().filter(|family| {
+        forced.as_deref().is_none_or(|name| family.name() == name)
+            && family.precisions().contains(&options.precision)
+    });
+    let why = "this build has no kernels for it in the precision that is asked for";
+    let mut why = Error::unsupported(NAME, request.op.name(), why);
     let mut first = None;
     for family in families {
         match family.sequence(problem, request, options, target) {

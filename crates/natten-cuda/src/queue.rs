@@ -31,6 +31,22 @@ impl CudaQueue {
         &self.stream
     }
 
+    /// Waits until everything submitted so far is done.
+    pub(crate) fn wait(&self) -> Result<()> {
+        self.device.bind()?;
+        self.stream.synchronize().map_err(|e| error::driver("waiting for the device", e))
+    }
+
+    /// Begins to measure the device's own time; `None` where the driver is older than the call that reads it.
+    pub(crate) fn clock(&self) -> Result<Option<EventTimer>> {
+        self.device.bind()?;
+        if probe::driver_version() < EVENT_CLOCK {
+            return Ok(None);
+        }
+        let stream = Arc::clone(&self.stream);
+        Ok(Some(EventTimer { start: event(&stream)?, device: Arc::clone(&self.device), stream }))
+    }
+
     /// The queue as this backend's, if it is of this device.
     pub(crate) fn of<'a>(device: &Device, queue: &'a dyn Queue) -> Result<&'a Self> {
         queue.as_any().downcast_ref::<Self>().filter(|queue| queue.device.name() == device.name()).ok_or_else(
@@ -48,20 +64,11 @@ impl CudaQueue {
 
 impl Queue for CudaQueue {
     fn finish(&self) -> Pending<'_, ()> {
-        let finish = || {
-            self.device.bind()?;
-            self.stream.synchronize().map_err(|e| error::driver("waiting for the device", e))
-        };
-        ready(finish())
+        ready(self.wait())
     }
 
     fn timer(&self) -> Result<Option<Box<dyn Timer>>> {
-        self.device.bind()?;
-        if probe::driver_version() < EVENT_CLOCK {
-            return Ok(None);
-        }
-        let stream = Arc::clone(&self.stream);
-        Ok(Some(Box::new(EventTimer { start: event(&stream)?, device: Arc::clone(&self.device), stream })))
+        Ok(self.clock()?.map(|timer| Box::new(timer) as Box<dyn Timer>))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -77,23 +84,27 @@ fn event(stream: &CudaStream) -> Result<CudaEvent> {
 
 /// The device's own clock, between two events on a stream.
 #[derive(Debug)]
-struct EventTimer {
+pub(crate) struct EventTimer {
     device: Arc<Device>,
     stream: Arc<CudaStream>,
     start: CudaEvent,
 }
 
+impl EventTimer {
+    /// Ends the measurement, and waits for the work in it.
+    pub(crate) fn read(&self) -> Result<Duration> {
+        self.device.bind()?;
+        let end = event(&self.stream)?;
+        let milliseconds = end
+            .synchronize()
+            .and_then(|()| self.start.elapsed_ms(&end))
+            .map_err(|e| error::driver("timing work", e))?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) * 1e-3))
+    }
+}
+
 impl Timer for EventTimer {
     fn stop(self: Box<Self>) -> Pending<'static, Duration> {
-        let stop = || {
-            self.device.bind()?;
-            let end = event(&self.stream)?;
-            let milliseconds = end
-                .synchronize()
-                .and_then(|()| self.start.elapsed_ms(&end))
-                .map_err(|e| error::driver("timing work", e))?;
-            Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) * 1e-3))
-        };
-        ready(stop())
+        ready(self.read())
     }
 }

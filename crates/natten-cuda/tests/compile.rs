@@ -13,14 +13,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use natten_core::geometry::{Alignment, AxisParams, Neighborhood};
 use natten_core::program::{Capture, Program};
-use natten_core::{DType, Error, Op, OpRequest, PlanOptions, Problem, ProblemBuilder, Role};
-use natten_cuda::{Class, Compiler, Generated, Target, generate};
+use natten_core::{DType, Error, Op, OpRequest, PlanOptions, Precision, Problem, ProblemBuilder, Role};
+use natten_cuda::{Class, Compiler, Generated, Target, generate, generate_matmul_probes};
 
 /// Every generation: the first and the second digit of the compute capability.
 const ARCHITECTURES: [(u32, u32); 7] = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)];
 
-/// Those that all problems are compiled for; the others get the short list.
-const THOROUGH: [(u32, u32); 2] = [(7, 5), (9, 0)];
+/// The one that all problems are compiled for; the others get the short list.
+const THOROUGH: (u32, u32) = (9, 0);
 
 fn is_required() -> bool {
     std::env::var("NATTEN_REQUIRE_NVRTC").is_ok_and(|value| !value.is_empty() && value != "0")
@@ -77,6 +77,12 @@ fn alibi(rank: usize) -> Program {
     Program::builder(rank).capture(slope).score("score - slope[h] * abs(q0 - k0)").build().unwrap()
 }
 
+/// Linear attention, each token with a decay of its own.
+fn gated(tokens: usize) -> Program {
+    let gate = Capture::new("gate", &[4, tokens], DType::F32);
+    Program::builder(1).capture(gate).decay("-softplus(gate[h, k])").build().unwrap()
+}
+
 /// Problems that between them ask for every kernel: all neighborhoods in 16 bits, all dtypes, head dims, features,
 /// programs. `thorough` has all of them, otherwise a few.
 fn problems(thorough: bool) -> Vec<Problem> {
@@ -101,7 +107,20 @@ fn problems(thorough: bool) -> Vec<Problem> {
         builders.push(builder(full, DType::Bf16, 128).program(softcap(1)));
         builders.push(builder(full, DType::F32, 64).program(alibi(1)));
         builders.push(builder(&all[8], DType::F32, 32).program(softcap(3)));
+        builders.push(builder(&all[1], DType::F32, 64).program(gated(4096)).initial_state(true));
+        builders.push(builder(&all[1], DType::F64, 128).program(gated(4096)));
     }
+    builders.into_iter().map(|builder| builder.build().unwrap()).collect()
+}
+
+/// Forward passes of f32 from planes of bf16: every neighborhood, short and long vectors, everything that is read.
+fn split_problems() -> Vec<Problem> {
+    let all = neighborhoods();
+    let mut builders: Vec<_> = all.iter().map(|n| builder(n, DType::F32, 128)).collect();
+    builders.extend([32, 64, 72, 192].map(|dim| builder(&all[0], DType::F32, dim)));
+    builders.push(builder(&all[5], DType::F32, 64).heads_kv(2).additional_tokens(3));
+    builders.push(builder(&all[5], DType::F32, 64).relative_positional_bias(true));
+    builders.push(builder(&all[0], DType::F32, 128).program(softcap(1)));
     builders.into_iter().map(|builder| builder.build().unwrap()).collect()
 }
 
@@ -204,41 +223,80 @@ fn complaint_of_code(class: Class, arch: (u32, u32), code: &str) -> Option<Strin
 #[test]
 fn every_kernel_compiles_for_every_architecture() {
     let Some(compiler) = compiler() else { return };
-    let mut kernels: Vec<(Generated, Target, String)> = Vec::new();
-    let mut seen = BTreeSet::new();
+    let mut kernels = Kernels::default();
+    let full = PlanOptions::default();
     for arch in ARCHITECTURES {
         let target = Target::of_arch(arch.0, arch.1);
-        let thorough = THOROUGH.contains(&arch);
+        let thorough = arch == THOROUGH;
         for problem in problems(thorough) {
             for request in requests(&problem, thorough) {
-                let kernels_of = match generate(&problem, &request, &PlanOptions::default(), &target) {
-                    Ok(kernels) => kernels,
-                    Err(error) => {
-                        panic!("{} of {} on {}: {error}", request.op, name(&problem), target.name())
-                    }
-                };
-                assert!(!kernels_of.is_empty(), "{} of {} launches nothing", request.op, name(&problem));
-                for kernel in kernels_of {
-                    if seen.insert((kernel.source.clone(), kernel.options, target.name())) {
-                        let what = format!(
-                            "{} {}, {} of {}",
-                            kernel.family,
-                            kernel.entry,
-                            request.op,
-                            name(&problem)
-                        );
-                        kernels.push((kernel, target, what));
-                    }
-                }
+                kernels.add(&problem, &request, &full, &target);
             }
         }
     }
-    check(&compiler, &kernels);
+    kernels.compile(&compiler);
 }
 
-/// Compiles kernels, and fails with all that is wrong with them.
-fn check(compiler: &Compiler, kernels: &[(Generated, Target, String)]) {
-    let complaints = in_parallel(kernels, |(kernel, target, what)| {
+#[test]
+fn every_kernel_of_split_operands_compiles() {
+    let Some(compiler) = compiler() else { return };
+    let mut kernels = Kernels::default();
+    for precision in [Precision::Bf16x3, Precision::Bf16x6] {
+        let options = PlanOptions::default().precision(precision);
+        for problem in split_problems() {
+            kernels.add(&problem, &OpRequest::forward(&problem), &options, &Target::of_arch(9, 0));
+        }
+    }
+    kernels.compile(&compiler);
+}
+
+#[test]
+fn a_precision_is_refused_where_nothing_computes_in_it() {
+    let [problem, short] =
+        [DType::F32, DType::Bf16].map(|dtype| builder(&neighborhoods()[0], dtype, 64).build().unwrap());
+    let options = PlanOptions::default().precision(Precision::Bf16x3);
+    let refused = |problem, request: &OpRequest, arch: (u32, u32)| {
+        let error = generate(problem, request, &options, &Target::of_arch(arch.0, arch.1)).unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        error.to_string()
+    };
+    assert!(refused(&problem, &OpRequest::forward(&problem), (8, 0)).contains("sm_90a"));
+    assert!(refused(&problem, &OpRequest::backward(&problem), (9, 0)).contains("forward"));
+    assert!(refused(&short, &OpRequest::forward(&short), (9, 0)).contains("bf16x3 in bf16"));
+}
+
+/// Kernels to compile, each text once.
+#[derive(Default)]
+struct Kernels {
+    all: Vec<(Generated, Target, String)>,
+    seen: BTreeSet<(String, &'static [&'static str], String)>,
+}
+
+impl Kernels {
+    /// Adds what a plan would launch.
+    fn add(&mut self, problem: &Problem, request: &OpRequest, options: &PlanOptions, target: &Target) {
+        let kernels = generate(problem, request, options, target).unwrap_or_else(|error| {
+            panic!("{} of {} on {}: {error}", request.op, name(problem), target.name())
+        });
+        assert!(!kernels.is_empty(), "{} of {} launches nothing", request.op, name(problem));
+        for kernel in kernels {
+            if self.seen.insert((kernel.source.clone(), kernel.options, target.name())) {
+                let what = format!("{} {}, {} of {}", kernel.family, kernel.entry, request.op, name(problem));
+                self.all.push((kernel, *target, what));
+            }
+        }
+    }
+
+    /// Compiles them all and judges what came of it.
+    fn compile(&self, compiler: &Compiler) {
+        let complaints = complaints(compiler, &self.all);
+        let count = self.all.len();
+        assert!(complaints.is_empty(), "{} of {count}:\n{}", complaints.len(), complaints.join("\n"));
+    }
+}
+
+fn complaints(compiler: &Compiler, kernels: &[(Generated, Target, String)]) -> Vec<String> {
+    in_parallel(kernels, |(kernel, target, what)| {
         let fail = |complaint: String| format!("{what} for {}: {complaint}", target.name());
         let compiled = compiler
             .compile(&kernel.source, kernel.options, target)
@@ -251,8 +309,29 @@ fn check(compiler: &Compiler, kernels: &[(Generated, Target, String)]) {
             Some(complaint) => Err(fail(complaint)),
             None => Ok(()),
         }
-    });
-    assert!(complaints.is_empty(), "{} of {}:\n{}", complaints.len(), kernels.len(), complaints.join("\n"));
+    })
+}
+
+#[test]
+fn the_matmul_probes_compile_and_multiply_on_the_fastest_cores() {
+    let Some(compiler) = compiler() else { return };
+    for arch in ARCHITECTURES {
+        let target = Target::of_arch(arch.0, arch.1);
+        let probes = generate_matmul_probes(&target);
+        let instructions = match arch {
+            (9, 0) => ["DMMA", "FFMA", "HGMMA", "HGMMA"],
+            (8.., _) => ["DMMA", "FFMA", "HMMA", "HMMA"],
+            _ => ["DFMA", "FFMA", "FFMA", "FFMA"],
+        };
+        for (probe, instruction) in probes.iter().zip(instructions) {
+            let compiled = compiler.compile(&probe.source, probe.options, &target).unwrap();
+            assert_eq!(complaint(probe.class, &compiled.log), None, "{instruction} on {}", target.name());
+            if let Some(code) = disassemble(&compiled.cubin) {
+                let count = code.matches(instruction).count();
+                assert!(count >= 4, "{count} {instruction} on {}", target.name());
+            }
+        }
+    }
 }
 
 #[test]
@@ -274,18 +353,18 @@ fn mma_sync_serves_what_wgmma_does_not() {
         builder(full, DType::Bf16, 128).program(alibi(1)),
     ]
     .map(|builder| builder.build().unwrap());
-    let mut kernels = Vec::new();
+    let mut kernels = Kernels::default();
     for arch in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)] {
         let target = Target::of_arch(arch.0, arch.1);
         // Every problem for the oldest, the two of small windows for all.
         for problem in &problems[..if arch == (8, 0) { problems.len() } else { 2 }] {
-            let generated =
-                generate(problem, &OpRequest::forward(problem), &PlanOptions::default(), &target).unwrap();
-            assert_eq!(generated[0].family, "mma", "{} on {}", name(problem), target.name());
-            kernels.push((generated[0].clone(), target, name(problem)));
+            kernels.add(problem, &OpRequest::forward(problem), &PlanOptions::default(), &target);
         }
     }
-    check(&compiler, &kernels);
+    // The others are for tensors that are not aligned.
+    kernels.all.retain(|(kernel, ..)| kernel.family == "mma");
+    assert_eq!(kernels.all.len(), problems.len() + 5 * 2);
+    kernels.compile(&compiler);
 }
 
 #[test]

@@ -1,33 +1,61 @@
-//! WebGPU on Vulkan, Metal and DX12. So far this crate only says that it is not there: [`probe`] answers
-//! [`Error::Unavailable`] with the reason, and no result is ever made up.
-#![forbid(unsafe_code)]
+//! WebGPU on Vulkan, Metal and DX12, through wgpu: attention with every derivative on any GPU.
+//!
+//! A plan is a sequence of WGSL shaders that are generated from the problem and its program.
+//! Everything that a plan computes lies in one buffer, the arena, of the type that is computed in (f32, or f64 for f64
+//! problems): the first steps widen the inputs into it, whatever their strides and dtype, the last ones round the
+//! results out of it. So every other shader has one binding, sees contiguous vectors, and runs where eight storage
+//! buffers are all there is.
+
+mod adapters;
+mod backend;
+mod emit;
+mod generic;
+mod gpu;
+mod memory;
+mod plan;
+mod rate;
+mod render;
+mod sequence;
+mod target;
+mod template;
+#[cfg(test)]
+mod tests;
+mod tiled;
 
 use std::sync::Arc;
 
-use natten_core::{Backend, Error, Result};
+use natten_core::{Artifact, Backend, OpRequest, PlanOptions, Problem, Result};
+
+use self::target::Target;
+
+pub use self::adapters::{Adapters, DeviceSummary};
+pub use self::backend::{Options, WgpuBackend};
 
 /// The backend's name in the registry.
 pub const NAME: &str = "wgpu";
 
-/// The device, if it can be used on this machine.
+/// The environment variable that picks an adapter: a number, or a part of its name.
+pub const ADAPTER_VARIABLE: &str = "NATTEN_WGPU_ADAPTER";
+
+/// The environment variable that turns the driver's checks of generated shaders on where it is `1`.
+pub const CHECKED_VARIABLE: &str = "NATTEN_WGPU_CHECKED";
+
+/// The best adapter of this machine, or the one that `NATTEN_WGPU_ADAPTER` names.
 ///
 /// # Errors
-/// Always [`Error::Unavailable`], with the reason and a way out.
+/// [`Error::Unavailable`](natten_core::Error::Unavailable) where there is none, with the reason and a way out.
 pub fn probe() -> Result<Arc<dyn Backend>> {
-    Err(Error::unavailable(
-        NAME,
-        "the WebGPU backend has no shaders yet",
-        "use --backend cpu; the WGSL shaders are planned, see docs/architecture.md",
-    ))
+    let options = Options::from_environment();
+    WgpuBackend::new(&options).map(|backend| Arc::new(backend) as Arc<dyn Backend>)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn says_why_it_is_not_there() {
-        let message = probe().unwrap_err().to_string();
-        assert!(message.contains(NAME) && message.contains("--backend cpu"), "{message}");
-    }
+/// The WGSL of an operation as one self-contained JSON text, without a device: for what every browser with WebGPU has.
+/// A page runs it with nothing but `navigator.gpu`.
+///
+/// # Errors
+/// [`Error::Unsupported`](natten_core::Error::Unsupported) for f64 and for tensors beyond what browsers bind;
+/// [`Error::Invalid`](natten_core::Error::Invalid) as [`Problem::tensors`](natten_core::Problem::tensors).
+pub fn wgsl(problem: &Problem, request: &OpRequest, options: &PlanOptions) -> Result<Artifact> {
+    let sequence = generic::sequence(problem, request, options, &Target::BROWSER)?;
+    emit::artifact(&plan::title(problem, request), &sequence)
 }

@@ -114,31 +114,8 @@ pub fn na3d_qk_with_bias<'a, T: HostElement>(
     natten3dqk(query, key, kernel_size_d, kernel_size, dilation_d, dilation).rpb(rpb)
 }
 
-/// [`na3d_qk`] with [`rpb`](Qk::rpb), as [`na3d_qk_with_bias`].
-pub fn na3d_with_bias<'a, T: HostElement>(
-    query: impl Into<Array<'a, T>>,
-    key: impl Into<Array<'a, T>>,
-    rpb: impl Into<Array<'a, T>>,
-    kernel_size_d: usize,
-    kernel_size: usize,
-    dilation_d: usize,
-    dilation: usize,
-) -> Qk<'a, T> {
-    na3d_qk_with_bias(query, key, rpb, kernel_size_d, kernel_size, dilation_d, dilation)
-}
-
-/// [`na3d_qk`] with [`rpb`](Qk::rpb), as [`na3d_qk_with_bias`].
-pub fn natten3dqkrpb<'a, T: HostElement>(
-    query: impl Into<Array<'a, T>>,
-    key: impl Into<Array<'a, T>>,
-    rpb: impl Into<Array<'a, T>>,
-    kernel_size_d: usize,
-    kernel_size: usize,
-    dilation_d: usize,
-    dilation: usize,
-) -> Qk<'a, T> {
-    na3d_qk_with_bias(query, key, rpb, kernel_size_d, kernel_size, dilation_d, dilation)
-}
+pub use self::na3d_qk_with_bias as na3d_with_bias;
+pub use self::na3d_qk_with_bias as natten3dqkrpb;
 
 /// [`na3d_av`], the kernel size and the dilation of the first axis apart.
 pub fn natten3dav<'a, T: HostElement>(

@@ -92,7 +92,21 @@ impl Device {
         request: &OpRequest,
         inputs: &BTreeMap<Role, HostTensor>,
     ) -> Result<Outputs> {
-        let plan = self.plan(problem, request, &PlanOptions::default())?;
+        self.execute_with(problem, request, &PlanOptions::default(), inputs)
+    }
+
+    /// As [`Device::execute`], planned with options.
+    ///
+    /// # Errors
+    /// As [`Device::execute`].
+    pub fn execute_with(
+        &self,
+        problem: &Problem,
+        request: &OpRequest,
+        options: &PlanOptions,
+        inputs: &BTreeMap<Role, HostTensor>,
+    ) -> Result<Outputs> {
+        let plan = self.plan(problem, request, options)?;
         self.run(&*plan, request.op, inputs)
     }
 

@@ -49,6 +49,8 @@ pub use block_mask::BlockMask;
 pub use device::{Device, Outputs, block_on};
 pub use linear::{LinearAttention, LinearForward, LinearGradients, LinearJvp, linear_attention};
 pub use natten_core::*;
+#[cfg(feature = "wgpu")]
+pub use natten_wgpu::wgsl;
 pub use registry::{BACKEND_VARIABLE, Entry, Registry};
 pub use tangents::Tangents;
 pub use unfused::{Av, AvGradients, Qk, QkGradients, na1d_av, na1d_qk, na2d_av, na2d_qk, na3d_av, na3d_qk};

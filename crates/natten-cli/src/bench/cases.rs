@@ -109,6 +109,8 @@ const CASES: &[Case] = &[
     case("dinat-64-k13-d4", [8, 16, 64], &[(64, dilated(13, 4)), (64, dilated(13, 4))]),
     case("nat-56-k7-d32", [64, 4, 32], &[(56, window(7)), (56, window(7))]),
     case("na3d-16x24x24-k7", [1, 4, 64], &[(16, window(7)), (24, window(7)), (24, window(7))]),
+    case("full-4k-d128", [1, 16, 128], &[(4096, FULL)]),
+    case("full-4k-d64", [1, 16, 64], &[(4096, FULL)]),
     case("na2d-56-k7-d32", [1, 4, 32], &[(56, window(7)), (56, window(7))]).on_host(),
     case("na2d-64-k13-d64", [1, 8, 64], &[(64, window(13)), (64, window(13))]).on_host(),
     case("na2d-64-k13-d64-dil4", [1, 8, 64], &[(64, dilated(13, 4)), (64, dilated(13, 4))]).on_host(),

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
 use natten::{
-    Bindings, DType, Device, Error, HostElement, HostTensor, Op, OpRequest, Plan, PlanOptions, Problem,
-    Result, Role, Tensor, TensorSpec, Workspace, block_on, checked_len,
+    Bindings, DType, Device, Error, HostElement, HostTensor, Op, OpRequest, Plan, PlanOptions, Precision,
+    Problem, Result, Role, Tensor, TensorSpec, Workspace, block_on, checked_len,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -59,7 +59,13 @@ pub(crate) struct Effort {
 ///
 /// # Errors
 /// Whatever the device says; [`Error::Device`] where rows that were computed again differ.
-pub(crate) fn measure(device: &Device, problem: &Problem, op: Op, effort: Effort) -> Result<Measured> {
+pub(crate) fn measure(
+    device: &Device,
+    problem: &Problem,
+    op: Op,
+    options: &PlanOptions,
+    effort: Effort,
+) -> Result<Measured> {
     let given: Vec<Role> = match op.is_forward_mode() {
         true => problem.optional_inputs_of(op).iter().filter(|role| role.tangent_of().is_some()).collect(),
         false => Vec::new(),
@@ -69,11 +75,11 @@ pub(crate) fn measure(device: &Device, problem: &Problem, op: Op, effort: Effort
         Op::Forward => OpRequest::forward(problem).wanting([Role::Output]),
         op => OpRequest::of(op, problem, given),
     };
-    let plan = device.plan(problem, &request, &PlanOptions::default())?;
+    let plan = device.plan(problem, &request, options)?;
     let mut run = Run::new(device, problem, &*plan, effort.seed)?;
     let (median, least) = run.time(effort.time)?;
     let error = match op == Op::Forward && problem.program().is_plain_softmax() {
-        true => Some(run.check(problem, effort.seed)?),
+        true => Some(run.check(problem, options.precision, effort.seed)?),
         false => None,
     };
     let report = plan.report();
@@ -182,7 +188,7 @@ impl<'a> Run<'a> {
     }
 
     /// The largest error of some rows of the output, over the largest value in them.
-    fn check(&self, problem: &Problem, seed: u64) -> Result<f64> {
+    fn check(&self, problem: &Problem, precision: Precision, seed: u64) -> Result<f64> {
         let output = block_on(self.device.backend().download(&**self.device.queue(), &self.outputs[0]))?;
         let [query, key, value] = &self.hosts[..] else { return Ok(0.0) };
         let n = problem.neighborhood();
@@ -207,7 +213,7 @@ impl<'a> Run<'a> {
         }
         let relative = error / largest.max(f64::MIN_POSITIVE);
         // The weights are rounded to the dtype before they are summed; sums in f32 of thousands of terms lose more.
-        let bound = 4.0 * problem.dtype().roundoff() + 1e-5;
+        let bound = 4.0 * precision.roundoff(problem.dtype()) + 1e-5;
         if relative.is_nan() || relative > bound {
             return Err(Error::Device {
                 backend: self.plan.report().backend.into(),
@@ -324,7 +330,7 @@ mod tests {
         let problem = Problem::builder(n, DType::F32).heads(2).head_dim(4).build().unwrap();
         let effort = Effort { time: Duration::from_millis(2), seed: 3 };
         for op in [Op::Forward, Op::ForwardJvp, Op::Backward, Op::BackwardJvp] {
-            let measured = measure(&device, &problem, op, effort).unwrap();
+            let measured = measure(&device, &problem, op, &PlanOptions::default(), effort).unwrap();
             assert!(measured.least > Duration::ZERO && measured.least <= measured.median);
             assert_eq!(measured.error.is_some(), op == Op::Forward);
             assert!(measured.error.is_none_or(|error| error < 1e-6), "{measured:?}");

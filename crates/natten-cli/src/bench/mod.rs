@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use natten::{DType, DeviceKind, Error, Op, Registry, Result};
+use natten::{DType, DeviceKind, Error, Op, PlanOptions, Precision, Registry, Result, block_on};
 
 use self::cases::Suite;
 use self::measure::{Effort, measure};
@@ -35,6 +35,10 @@ pub(crate) struct BenchArgs {
     /// The dtypes, with commas between them. Default: bf16 on a GPU, f32 elsewhere.
     #[arg(long, value_delimiter = ',', value_parser = |text: &str| text.parse::<DType>().map_err(|e| e.to_string()))]
     dtype: Vec<DType>,
+
+    /// How products of f32 are computed: full, or, of CUDA on Hopper and of forward passes only, bf16x3 or bf16x6.
+    #[arg(long, default_value_t)]
+    precision: Precision,
 
     /// Only the cases whose name contains this.
     #[arg(long)]
@@ -123,14 +127,23 @@ pub(crate) fn run(args: &BenchArgs, registry: &Registry) -> Result<bool> {
         ([], false) => vec![DType::F32],
         (dtypes, _) => dtypes.to_vec(),
     };
+    let options = PlanOptions::default().precision(args.precision);
     let mut results = Results::new(device.info());
     let bar = console::progress_bar((cases.len() * dtypes.len() * args.op.len()) as u64, "measuring");
+    // What a rate is a fraction of is measured first: a device that fails at this fails at the cases too, and says so there.
+    bar.set_message("large matrix products");
+    let rates: Vec<Option<f64>> = (dtypes.iter())
+        .map(|&dtype| block_on(device.backend().matmul_rate(dtype)).ok().flatten().map(|rate| rate / 1e12))
+        .collect();
+    results.matmul_tflops = rates.first().copied().flatten();
     for case in &cases {
-        for &dtype in &dtypes {
+        for (&dtype, &rate) in dtypes.iter().zip(&rates) {
             for op in args.op.iter().map(|operation| operation.op()) {
                 bar.set_message(format!("{} {dtype} {op}", case.name));
-                let measured = case.problem(dtype).and_then(|problem| measure(&device, &problem, op, effort));
-                results.entries.push(Entry::new(case.name, op, dtype, device.info().backend, measured));
+                let measured =
+                    case.problem(dtype).and_then(|problem| measure(&device, &problem, op, &options, effort));
+                let entry = Entry::new(case.name, op, dtype, device.info().backend, measured);
+                results.entries.push(entry.beside(rate));
                 bar.inc(1);
             }
         }

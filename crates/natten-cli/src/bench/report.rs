@@ -64,6 +64,14 @@ impl Entry {
         entry
     }
 
+    /// The same, beside the rate of matrix products of its dtype in TFLOP/s, where that was measured.
+    pub(crate) fn beside(mut self, matmul_tflops: Option<f64>) -> Self {
+        if let (Some(rate), None) = (matmul_tflops, &self.failure) {
+            self.more.insert("matmul_tflops".to_owned(), rate.into());
+        }
+        self
+    }
+
     /// Whether it is of the same work.
     pub(crate) fn is_of(&self, other: &Self) -> bool {
         (&self.case, &self.op, &self.dtype) == (&other.case, &other.op, &other.dtype)
@@ -112,7 +120,7 @@ impl Entry {
 pub(crate) struct Results {
     /// The device's name.
     pub(crate) device: String,
-    /// The rate of large matrix products in the same run, in TFLOP/s, where it was measured.
+    /// The rate of large matrix products in the same run, in TFLOP/s, where it was measured; of the first dtype.
     pub(crate) matmul_tflops: Option<f64>,
     /// In the order in which they were measured.
     pub(crate) entries: Vec<Entry>,
@@ -161,15 +169,15 @@ impl Results {
         output::write(path, |file| writeln!(file, "{value:#}"))
     }
 
-    /// A line an entry, and below it how it compares.
+    /// A line an entry, and below it how it compares. `products` is the share of the rate of matrix products.
     pub(crate) fn table(&self, others: &[Self]) -> String {
         let mut text = format!("{}\n", self.device);
         let width = self.entries.iter().map(|entry| entry.case.len()).max().unwrap_or_default();
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "{:<width$}  {:<5} {:<15} {:>10} {:>10} {:>10} {:>9} {:>8}  choices",
-            "case", "dtype", "operation", "ms", "TFLOP/s", "visited", "MiB", "error"
+            "{:<width$}  {:<5} {:<15} {:>10} {:>10} {:>8} {:>10} {:>9} {:>8}  choices",
+            "case", "dtype", "operation", "ms", "TFLOP/s", "products", "visited", "MiB", "error"
         );
         for entry in &self.entries {
             let head = format!("{:<width$}  {:<5} {:<15}", entry.case, entry.dtype, entry.op);
@@ -192,6 +200,10 @@ impl Results {
                     ),
                 };
             }
+        }
+        if let (Some(rate), Some(first)) = (self.matmul_tflops, self.entries.first()) {
+            let _ =
+                writeln!(text, "matrix products in {}: {} TFLOP/s in this run", first.dtype, digits(rate));
         }
         for (other, rate) in others.iter().filter_map(|other| Some((other, other.matmul_tflops?))) {
             let best = self.entries.iter().map(|entry| entry.tflops).fold(0.0, f64::max);
@@ -218,9 +230,11 @@ fn numbers(entry: &Entry) -> String {
             .join(", ")
     });
     format!(
-        "{:>10} {:>10} {:>10} {:>9.1} {:>8}  {}",
+        "{:>10} {:>10} {:>8} {:>10} {:>9.1} {:>8}  {}",
         digits(entry.ms),
         digits(entry.tflops),
+        number("matmul_tflops")
+            .map_or_else(|| "-".to_owned(), |rate| format!("{:.1} %", 100.0 * entry.tflops / rate)),
         digits(number("visited_tflops").unwrap_or_default()),
         bytes / f64::from(1 << 20),
         number("error").map_or_else(|| "-".to_owned(), |error| format!("{error:.1e}")),
@@ -255,6 +269,8 @@ mod tests {
         };
         let mut results = Results::new(&DeviceInfo::new("cuda", "H200", DeviceKind::Gpu));
         results.entries.push(Entry::new("a", Op::Forward, DType::Bf16, "cuda", Ok(measured)));
+        results.matmul_tflops = Some(1000.0);
+        results.entries[0] = results.entries[0].clone().beside(Some(1000.0));
         let failure = Err(Error::unsupported("cuda", "b", "no kernel"));
         results.entries.push(Entry::new("b", Op::Backward, DType::Bf16, "cuda", failure));
         results
@@ -267,7 +283,7 @@ mod tests {
         let written = results(4.0);
         written.write(&path).unwrap();
         let read = Results::read(&path).unwrap();
-        assert_eq!(read.device, "H200");
+        assert_eq!((&*read.device, read.matmul_tflops), ("H200", Some(1000.0)));
         assert_eq!((read.entries[0].ms, read.entries[0].tflops), (4.0, 250.0));
         assert_eq!(read.entries[1].failure, written.entries[1].failure);
         std::fs::write(&path, "{}").unwrap();
@@ -281,6 +297,7 @@ mod tests {
         let text = results(4.0).table(&[other]);
         assert!(text.contains("250.0") && text.contains("500.0"), "{text}");
         assert!(text.contains("2.00 times as fast") && text.contains("50 % of it"), "{text}");
+        assert!(text.contains("25.0 %") && text.contains("in bf16: 1000 TFLOP/s"), "{text}");
         assert!(text.contains("not measured: cuda does not support b"), "{text}");
     }
 

@@ -75,8 +75,7 @@ impl Lesson {
             false => picture.pieces(LEAST_SIDE.max(kernel_size.saturating_mul(2)), MOST_PIXELS),
         };
         let (noisy, clean) = (cut(noisy), cut(clean));
-        let denoiser =
-            Denoiser::new(device.clone(), &noisy[0], kernel_size, shape.len(noisy[0].channels))?;
+        let denoiser = Denoiser::new(device.clone(), &noisy[0], kernel_size, shape.len(noisy[0].channels))?;
         let mut strips = Vec::new();
         for (noisy, clean) in noisy.iter().zip(&clean) {
             let mut levels = clean.levels.iter().copied();

@@ -211,8 +211,14 @@ impl Settings {
             None => strength::choose(device, noisy, &shape, kernel_size, sigma)?,
         };
         spinner.finish_and_clear();
-        let mut settings =
-            Self { kernel_size, patch, shape, sigma, weighing: strength::weighing(sigma, strength), way: Vec::new() };
+        let mut settings = Self {
+            kernel_size,
+            patch,
+            shape,
+            sigma,
+            weighing: strength::weighing(sigma, strength),
+            way: Vec::new(),
+        };
         if let Some(clean) = to_fit {
             settings.fit(device, noisy, clean)?;
         }

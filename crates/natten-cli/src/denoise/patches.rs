@@ -47,7 +47,8 @@ impl PatchShape {
     /// The weighted mean over the patch around each number of a plane.
     fn average(&self, plane: &[f64], width: usize, height: usize) -> Vec<f64> {
         let radius = self.side() / 2;
-        let seen = |length| (0..length + 2 * radius).map(|at| mirrored(at, radius, length)).collect::<Vec<_>>();
+        let seen =
+            |length| (0..length + 2 * radius).map(|at| mirrored(at, radius, length)).collect::<Vec<_>>();
         let (columns, rows) = (seen(width), seen(height));
         let along: Vec<f64> = plane
             .chunks_exact(width)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use natten::{DType, Op};
+use natten::{DType, Op, Precision};
 
 use crate::program::ProgramArgs;
 
@@ -46,6 +46,11 @@ pub(crate) struct RunArgs {
     /// Cast the inputs to f64, f32, f16 or bf16, and compute in it. Default: the dtype of query.
     #[arg(long)]
     pub(super) dtype: Option<DType>,
+
+    /// How products of f32 are computed: full, or, of CUDA on Hopper and of forward passes only, bf16x3 or bf16x6: on
+    /// tensor cores, from two or three parts of 8 bits an operand.
+    #[arg(long, default_value_t)]
+    pub(super) precision: Precision,
 
     /// Keys in a window, one number an axis, or one for all axes.
     #[arg(long, value_delimiter = ',', required_unless_present = "full", conflicts_with = "full")]

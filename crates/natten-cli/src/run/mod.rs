@@ -27,14 +27,15 @@ pub(crate) fn run(args: &RunArgs, registry: &Registry) -> Result<()> {
     output::check(&args.output)?;
     // Everything is checked, and every operation planned, before the first runs, which may take long.
     let Task { problem, steps, mut inputs } = Task::read(args, &TensorFile::read(&args.input)?)?;
+    let options = PlanOptions::default().precision(args.precision);
     for step in &steps {
-        device.plan(&problem, &step.request, &PlanOptions::default())?;
+        device.plan(&problem, &step.request, &options)?;
     }
 
     let mut summary = format!("{} {} {}\n", device.info().backend, problem.dtype(), problem.neighborhood());
     let mut results = Inputs::new();
     for step in &steps {
-        let computed = execute(&device, &problem, &step.request, &inputs, &mut summary)?;
+        let computed = execute(&device, &problem, &step.request, &options, &inputs, &mut summary)?;
         if step.is_asked {
             results.extend(computed.clone());
         }
@@ -55,11 +56,12 @@ fn execute(
     device: &Device,
     problem: &Problem,
     request: &OpRequest,
+    options: &PlanOptions,
     inputs: &Inputs,
     summary: &mut String,
 ) -> Result<Inputs> {
     let spinner = console::spinner(request.op.name());
-    let done = device.execute(problem, request, inputs);
+    let done = device.execute_with(problem, request, options, inputs);
     spinner.finish_and_clear();
     let done = done?;
     if let Some(elapsed) = done.submission.elapsed {

@@ -29,10 +29,10 @@ fn alibi_and_its_derivatives() {
     assert_eq!(row(&page, "row, in one pass", "factor"), "exp(shift - l)");
     assert_eq!(row(&page, "backward", "grad_l"), "grad_logsumexp - delta");
     assert_eq!(row(&page, "backward", "ds"), "weight*grad_l + weight*g");
-    assert_eq!(row(&page, "backward", "grad_slope[h] +="), "-(float(abs(q - k))*ds)");
+    assert_eq!(row(&page, "backward", "grad_slope[h] +="), "-float(abs(q - k))*ds");
     assert_eq!(row(&page, "tangents", "x'"), "score' - float(abs(q - k))*slope'[h]");
     assert_eq!(row(&page, "tangents", "weight'"), "weight*(x' - l')");
-    assert_eq!(row(&page, "tangents", "grad_slope[h]' +="), "-(float(abs(q - k))*ds')");
+    assert_eq!(row(&page, "tangents", "grad_slope[h]' +="), "-float(abs(q - k))*ds'");
     // The texts of all sections stand below each other.
     let columns = page.lines().filter(|line| line.starts_with("  ")).map(|line| {
         let name = line.trim_start().split("  ").next().unwrap();

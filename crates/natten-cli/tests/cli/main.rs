@@ -7,6 +7,8 @@ mod denoise;
 mod denoise_bad_input;
 mod emit;
 mod golden;
+#[cfg(feature = "neuron")]
+mod neuron;
 mod program;
 mod programs;
 mod run;

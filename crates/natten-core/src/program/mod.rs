@@ -29,8 +29,9 @@ pub mod derive;
 pub mod expr;
 mod interval;
 mod lower;
-mod presets;
+pub mod numeric;
 pub mod online;
+mod presets;
 pub mod random;
 mod row;
 #[cfg(test)]
@@ -43,9 +44,9 @@ pub use self::expr::{Binary, Buffer, Compare, Expr, Graph, Index, Node, Primal, 
 pub use self::interval::*;
 pub use self::lower::{Given, GradStages, LoadGradient, Lowered, LoweredVector, Pushed, StageElement};
 pub use self::presets::{PRESETS, Preset};
+pub(crate) use self::row::depends_on_element;
 pub use self::row::{Algorithm, MAX_STAGES, Reduce, Row, Stage};
 pub use self::text::{Field, check_name, is_reserved};
-pub(crate) use self::row::depends_on_element;
 
 use self::text::{ParsedRow, Scope, Spans};
 use crate::dtype::DType;
@@ -124,7 +125,14 @@ impl PartialEq for Program {
 impl Program {
     /// Begins a program for attention over `rank` token axes.
     pub fn builder(rank: usize) -> ProgramBuilder {
-        ProgramBuilder { rank, graph: Graph::new(), captures: Vec::new(), texts: Vec::new(), exprs: Vec::new(), row: None }
+        ProgramBuilder {
+            rank,
+            graph: Graph::new(),
+            captures: Vec::new(),
+            texts: Vec::new(),
+            exprs: Vec::new(),
+            row: None,
+        }
     }
 
     /// The program that does nothing to scores: softmax.
@@ -360,7 +368,11 @@ impl ProgramBuilder {
     }
 
     /// Dropout of weights with probability `p`, the mask drawn from `seed`: the same on every backend, in every pass.
+    /// A probability of zero is no dropout.
     pub fn dropout(self, p: f64, seed: u64) -> Self {
+        if p == 0.0 {
+            return self;
+        }
         self.post(format!("select(random({seed}) >= {p:?}, {:?}, 0.0)", 1.0 / (1.0 - p)))
     }
 
@@ -481,9 +493,14 @@ impl ProgramBuilder {
         for (at, capture) in self.captures.iter().enumerate() {
             check_name(&capture.name)?;
             if self.captures[..at].iter().any(|other| other.name == capture.name) {
-                return Err(Error::invalid("captures", &capture.name, "a name may stand once", "rename one of the two"));
+                return Err(Error::invalid(
+                    "captures",
+                    &capture.name,
+                    "a name may stand once",
+                    "rename one of the two",
+                ));
             }
-            if capture.shape.contains(&0) || crate::tensor::checked_len(&capture.shape).is_err() {
+            if capture.shape.contains(&0) || crate::checked_len(&capture.shape).is_err() {
                 return Err(Error::invalid(
                     capture.name.clone(),
                     format!("{:?}", capture.shape),
@@ -503,12 +520,23 @@ impl Program {
         };
         if self.row.stages.len() > MAX_STAGES {
             let rule = format!("a row has at most {MAX_STAGES} stages");
-            return Err(Error::invalid("row", self.row.stages.len(), rule, "join stages where one follows from another"));
+            return Err(Error::invalid(
+                "row",
+                self.row.stages.len(),
+                rule,
+                "join stages where one follows from another",
+            ));
         }
         if self.decay.is_some() {
             for field in [Field::Score, Field::Mask, Field::Row, Field::Post] {
-                if self.texts.iter().any(|(of, text)| *of == field && !(field == Field::Row && *text == "l = lse(x); exp(x - l)")) {
-                    return refuse(field, "linear attention has none: a decay takes the place of scores", "leave it out");
+                if self.texts.iter().any(|(of, text)| {
+                    *of == field && !(field == Field::Row && *text == "l = lse(x); exp(x - l)")
+                }) {
+                    return refuse(
+                        field,
+                        "linear attention has none: a decay takes the place of scores",
+                        "leave it out",
+                    );
                 }
             }
         }

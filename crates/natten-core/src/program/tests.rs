@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::expr::{float_binary, float_unary, int_binary};
+use super::numeric::{float_binary, float_unary, int_binary};
 use super::*;
 
 /// A plain evaluator, for scalars.

@@ -126,8 +126,7 @@ impl<'p, T: Number> Attention<'p, T> {
         let scores: Vec<T> = kept.iter().map(|key| self.score(row, key)).collect();
         let site = row.site(self.problem, &kept, &scores, &[], &[]);
         score.evaluate(&site, of_window, &self.captures, scratch);
-        let modified: Vec<T> =
-            score.numbers(scratch).chain(scores[of_window..].iter().copied()).collect();
+        let modified: Vec<T> = score.numbers(scratch).chain(scores[of_window..].iter().copied()).collect();
         let mut stages = Vec::new();
         for (k, (reduce, function)) in functions.iter().enumerate() {
             let stage = logsumexp.filter(|_| *at == Some(k)).unwrap_or_else(|| {
@@ -224,7 +223,8 @@ impl<'p, T: Number> Attention<'p, T> {
         gradients: &mut Gradients<T>,
         scratch: &mut Scratch<T>,
     ) {
-        let Functions { score, stages: functions, weight, post, logsumexp, log_derivatives, .. } = &self.functions;
+        let Functions { score, stages: functions, weight, post, logsumexp, log_derivatives, .. } =
+            &self.functions;
         let captures = &self.captures;
         let Values { kept, of_window, scores, modified, stages } = values;
         let lanes = kept.len();

@@ -4,7 +4,7 @@
 
 use super::number::{Dual, Number, binary, sum};
 use super::rows::Key;
-use crate::program::expr::int_binary;
+use crate::program::numeric::int_binary;
 use crate::program::{Binary, Compare, Expr, Graph, Index, Node, Type, Unary, Var, random};
 
 /// A captured tensor, row-major.
@@ -157,7 +157,10 @@ impl Function {
     }
 
     /// The numbers that the expression is, lane by lane, as `scratch` holds them.
-    pub(super) fn numbers<'s, T: Number>(&self, scratch: &'s Scratch<T>) -> impl Iterator<Item = T> + use<'s, T> {
+    pub(super) fn numbers<'s, T: Number>(
+        &self,
+        scratch: &'s Scratch<T>,
+    ) -> impl Iterator<Item = T> + use<'s, T> {
         scratch.values[(self.steps.len() - 1) * scratch.lanes..].iter().map(|&value| as_number(value))
     }
 

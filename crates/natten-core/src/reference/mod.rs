@@ -68,9 +68,12 @@ impl Backend for ReferenceBackend {
         &'a self,
         problem: &'a Problem,
         request: &'a OpRequest,
-        _options: &'a PlanOptions,
+        options: &'a PlanOptions,
     ) -> Pending<'a, Arc<dyn Plan>> {
-        ready(ReferencePlan::new(problem, request, &self.device).map(|plan| Arc::new(plan) as Arc<dyn Plan>))
+        let plan = options
+            .check_full_precision(self.device.backend)
+            .and_then(|()| ReferencePlan::new(problem, request, &self.device));
+        ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))
     }
 
     fn queue(&self) -> Result<Arc<dyn Queue>> {

@@ -4,7 +4,8 @@
 use std::fmt::Debug;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-use crate::program::expr::{Binary, Unary, float_unary};
+use crate::program::expr::{Binary, Unary};
+use crate::program::numeric::float_unary;
 
 /// A number that functions are computed of.
 pub(super) trait Number:
@@ -120,6 +121,7 @@ impl<T: Number> Mul for Dual<T> {
 impl<T: Number> Div for Dual<T> {
     type Output = Self;
 
+    #[expect(clippy::suspicious_arithmetic_impl, reason = "the quotient rule multiplies")]
     fn div(self, other: Self) -> Self {
         let value = self.value / other.value;
         let by_self = self.tangent.map(|tangent| tangent / other.value);

@@ -10,7 +10,8 @@ use super::{DELTA_ROWS, Kernel, Pairs, Scratch};
 use crate::element::Real;
 use crate::lanes::{Direction, LaneGroups, Sight, all_lanes};
 use crate::simd::Simd;
-use crate::tokens::Place;
+use crate::tokens::{Entries, Place};
+use crate::view::ViewMut;
 
 /// The partial tables of the bias gradient, at most: the pass has at least this many units of its own where the
 /// problem has as many boxes, and the sum of the tables is the same for any number of threads.
@@ -274,4 +275,16 @@ impl<R: Real> Kernel<'_, R> {
 /// Partial tables of one head, so that all heads together have at most [`BIAS_PARTIALS`], and each head one at least.
 pub(crate) fn bias_partials_per_head(heads: usize) -> usize {
     (BIAS_PARTIALS / heads).max(1)
+}
+
+/// Sums the partial tables of the bias gradient, `parts` a head, in their order.
+pub(crate) fn sum_bias_tables<R: Real>(tables: &[f64], parts: usize, view: &mut ViewMut<'_>) {
+    let (heads, entries) = (view.shape()[0], view.shape()[1..].iter().product::<usize>());
+    let table = Entries::new(view);
+    for head in 0..heads {
+        for entry in 0..entries {
+            let sum: f64 = (0..parts).map(|part| tables[(head * parts + part) * entries + entry]).sum();
+            table.set(head * entries + entry, R::of(sum));
+        }
+    }
 }

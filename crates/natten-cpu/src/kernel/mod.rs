@@ -22,9 +22,8 @@ pub(crate) mod stationary;
 use natten_core::Problem;
 use natten_core::geometry::TileBox;
 
-
 pub(crate) use bias::{Bias, BiasGradient, Pairs};
-pub(crate) use grad_queries::bias_partials_per_head;
+pub(crate) use grad_queries::{bias_partials_per_head, sum_bias_tables};
 pub(crate) use scratch::{Scratch, ScratchSizes};
 
 use crate::element::Real;

@@ -63,7 +63,11 @@ impl Cut {
     }
 
     /// Where a chunk's tokens lie among all rows'.
-    pub(super) const fn numbers_of(&self, row: usize, (first, count): (usize, usize)) -> std::ops::Range<usize> {
+    pub(super) const fn numbers_of(
+        &self,
+        row: usize,
+        (first, count): (usize, usize),
+    ) -> std::ops::Range<usize> {
         let at = row * self.tokens + first;
         at..at + count
     }
@@ -112,13 +116,28 @@ impl Cut {
             rest = after;
             part
         };
-        let [query, key, value, grad, turned, scores, grads, scaled, between, sums, sums_key, sums_value, turned_state, state, part] =
-            self.matrices().map(|(rows, stride)| Matrix {
-                value: take(rows * stride),
-                tangent: if self.has_tangents { take(rows * stride) } else { &mut [] },
-                stride,
-                is_constant: false,
-            });
+        let [
+            query,
+            key,
+            value,
+            grad,
+            turned,
+            scores,
+            grads,
+            scaled,
+            between,
+            sums,
+            sums_key,
+            sums_value,
+            turned_state,
+            state,
+            part,
+        ] = self.matrices().map(|(rows, stride)| Matrix {
+            value: take(rows * stride),
+            tangent: if self.has_tangents { take(rows * stride) } else { &mut [] },
+            stride,
+            is_constant: false,
+        });
         let numbers = std::array::from_fn(|_| take(self.width));
         Scratch {
             query,
@@ -187,7 +206,7 @@ pub(super) struct Sums<'s> {
 impl Sums<'_> {
     /// The decay from a token on to the end: `e^(G_C - G_b)`.
     #[inline(always)]
-    pub(super) fn to_end<S: Simd>(&self, to: &mut Factors<'_, S::T>) {
+    pub(super) fn decay_to_end<S: Simd>(&self, to: &mut Factors<'_, S::T>) {
         let end = |numbers: &[f64]| numbers.last().copied().unwrap_or(0.0);
         let (last, last_tangent) = (end(self.value), end(self.tangent));
         // SAFETY: the caller's processor has `S`: it runs a kernel of it.
@@ -196,7 +215,7 @@ impl Sums<'_> {
 
     /// The decay from the chunk's start up to a token: `e^G_a`.
     #[inline(always)]
-    pub(super) fn from_start<S: Simd>(&self, to: &mut Factors<'_, S::T>) {
+    pub(super) fn decay_from_start<S: Simd>(&self, to: &mut Factors<'_, S::T>) {
         // SAFETY: as above.
         unsafe { to.fill::<S>(self, |sum| sum, |sum| sum) };
     }
@@ -216,7 +235,7 @@ impl Sums<'_> {
     pub(super) fn whole<S: Simd>(&self, numbers: &mut [S::T]) -> (S::T, S::T) {
         let (last, last_tangent) = (self.value.last(), self.tangent.last());
         let whole = Sums { value: last.map_or(&[], std::slice::from_ref), tangent: &[] };
-        whole.from_start::<S>(&mut Factors { value: numbers, tangent: &mut [] });
+        whole.decay_from_start::<S>(&mut Factors { value: numbers, tangent: &mut [] });
         (numbers[0], S::T::of(last_tangent.copied().unwrap_or(0.0)))
     }
 }

@@ -61,19 +61,29 @@ impl Decay {
         let loads: Vec<LoadGradient> =
             lowered.loads.iter().filter(|load| wanted.contains(&load.capture)).cloned().collect();
         let [tokens, heads] = [problem.neighborhood().axes()[2].query_len(), problem.heads()];
-        let tables = Tables::new(problem, wanted, &[User {
-            graph: &lowered.graph,
-            loads: &loads,
-            batch: problem.batch(),
-            heads,
-            head: if problem.heads_per_kv() == 1 { &[Index::Head, Index::HeadKv] } else { &[Index::Head] },
-            tokens,
-            token: vec![Index::Query, Index::Key, Index::QueryAxis(0), Index::KeyAxis(0)],
-            lanes: 1,
-        }]);
+        let tables = Tables::new(
+            problem,
+            wanted,
+            &[User {
+                graph: &lowered.graph,
+                loads: &loads,
+                batch: problem.batch(),
+                heads,
+                head: if problem.heads_per_kv() == 1 {
+                    &[Index::Head, Index::HeadKv]
+                } else {
+                    &[Index::Head]
+                },
+                tokens,
+                token: vec![Index::Query, Index::Key, Index::QueryAxis(0), Index::KeyAxis(0)],
+                lanes: 1,
+            }],
+        );
         let compile = |roots: &[_]| Tape::new(&lowered.graph, roots, Domain::Tokens, 1, chunk);
         let gradient = (!tables.is_empty()).then(|| {
-            let pick = |load: &LoadGradient| if is_forward_mode { load.gradient.tangent } else { load.gradient.value };
+            let pick = |load: &LoadGradient| {
+                if is_forward_mode { load.gradient.tangent } else { load.gradient.value }
+            };
             let tape = compile(&Scatter::roots(&loads, pick));
             let scatter = Scatter::new(&tape, &lowered.graph, &loads, 0, &tables);
             Gradient { tape, scatter }

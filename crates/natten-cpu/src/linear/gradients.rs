@@ -21,10 +21,10 @@
 use crate::element::Real;
 use crate::simd::Simd;
 
+use super::Kernel;
 use super::chunk::{Factors, Scratch, Sums};
 use super::matrix::{Extents, Matrix, dot, multiply, transpose};
 use super::outputs::{decay_row, step};
-use super::Kernel;
 use super::vectors::Run;
 
 impl<R: Real> Kernel<'_, R> {
@@ -74,8 +74,10 @@ impl<R: Real> Kernel<'_, R> {
         // SAFETY: the caller's.
         unsafe {
             let sums = self.sums_of(row, tokens);
-            let finite = self.read::<S>(Run { at, tokens, dim }, &self.operands.query, &mut scratch.query) && finite;
-            let finite = self.read::<S>(Run { at, tokens, dim: dim_v }, grad_output, &mut scratch.grad) && finite;
+            let finite =
+                self.read::<S>(Run { at, tokens, dim }, &self.operands.query, &mut scratch.query) && finite;
+            let finite =
+                self.read::<S>(Run { at, tokens, dim: dim_v }, grad_output, &mut scratch.grad) && finite;
             let cut = (count, step(finite));
             let Scratch { query, key, value, grad, turned, scores, grads, .. } = &mut *scratch;
             transpose(count, dim, key.side(), turned);
@@ -101,8 +103,14 @@ impl<R: Real> Kernel<'_, R> {
     /// # Safety
     /// The processor has `S`.
     #[inline(always)]
-    unsafe fn weigh_both<S: Simd<T = R>>(&self, sums: Sums<'_>, scratch: &mut Scratch<'_, R>, logs: &mut Logs<'_, R>) {
-        let Scratch { scores, grads, numbers: [factors, tangents, columns, column_tangents, ..], .. } = scratch;
+    unsafe fn weigh_both<S: Simd<T = R>>(
+        &self,
+        sums: Sums<'_>,
+        scratch: &mut Scratch<'_, R>,
+        logs: &mut Logs<'_, R>,
+    ) {
+        let Scratch { scores, grads, numbers: [factors, tangents, columns, column_tangents, ..], .. } =
+            scratch;
         let factors = &mut Factors { value: factors, tangent: tangents };
         let stride = scores.stride;
         columns.fill(R::ZERO);
@@ -123,7 +131,9 @@ impl<R: Real> Kernel<'_, R> {
             }
             if let Some(log) = logs.tangent.get_mut(t) {
                 let values = w.iter().zip(&*p).zip(&*w_tangents).zip(&*p_tangents);
-                for (sum, (((&w, &p), &w_tangent), &p_tangent)) in column_tangents[..=t].iter_mut().zip(values) {
+                for (sum, (((&w, &p), &w_tangent), &p_tangent)) in
+                    column_tangents[..=t].iter_mut().zip(values)
+                {
                     *sum = *sum + w_tangent * p + w * p_tangent;
                 }
                 *log = total(&column_tangents[..t]);
@@ -172,7 +182,18 @@ impl<R: Real> Kernel<'_, R> {
         let (at, tokens) = (self.head_of(row), self.cut.tokens_of(chunk));
         let (count, [dim, dim_v], [stride, stride_v]) = (cut.0, self.cut.dims, self.cut.strides);
         let Scratch {
-            query, key, value, grad, scores, grads, scaled, between, sums: to, turned_state, numbers, ..
+            query,
+            key,
+            value,
+            grad,
+            scores,
+            grads,
+            scaled,
+            between,
+            sums: to,
+            turned_state,
+            numbers,
+            ..
         } = scratch;
         let [factors, tangents, ..] = numbers;
         let factors = &mut Factors { value: factors, tangent: tangents };
@@ -180,7 +201,7 @@ impl<R: Real> Kernel<'_, R> {
         unsafe {
             let state = self.state_of(self.states, row, chunk);
             transpose(dim, dim_v, state.side(), turned_state);
-            sums.from_start::<S>(factors);
+            sums.decay_from_start::<S>(factors);
             factors.scale(grad.side(), count, self.scale, scaled);
             let extents = Extents { rows: count, columns: dim, depth: dim_v };
             multiply::<S>(extents, scaled.side(), turned_state.side(), between.below(0), false);
@@ -195,7 +216,7 @@ impl<R: Real> Kernel<'_, R> {
             if self.results.output.iter().any(Option::is_some) {
                 to.stride = stride_v;
                 self.sum_of_earlier::<S>(cut, dim_v, scores, value, to);
-                self.from_state::<S>(sums, query, &state, factors, scaled, to);
+                self.sum_of_state::<S>(sums, query, &state, factors, scaled, to);
                 self.write::<S>(Run { at, tokens, dim: dim_v }, to, &self.results.output);
             }
         }
@@ -235,7 +256,7 @@ impl<R: Real> Kernel<'_, R> {
         // SAFETY: the caller's.
         unsafe {
             let costate = self.state_of(self.costates, row, chunk);
-            sums.to_end::<S>(factors);
+            sums.decay_to_end::<S>(factors);
             self.sum_of_later::<S>(cut, dim_v, scores, grad, sums_value, !is_first);
             factors.scale(key.side(), count, R::of(1.0), scaled);
             let extents = Extents { rows: count, columns: dim_v, depth: dim };
@@ -269,9 +290,8 @@ impl<R: Real> Kernel<'_, R> {
     ) {
         let (factor, log) = sums.whole::<S>(scratch.numbers[0]);
         // SAFETY: the caller's.
-        let (state, costate) = unsafe {
-            (self.state_of(self.states, row, chunk), self.state_of(self.costates, row, chunk))
-        };
+        let (state, costate) =
+            unsafe { (self.state_of(self.states, row, chunk), self.state_of(self.costates, row, chunk)) };
         let product = factor * dot(state.value, costate.value);
         let tangent =
             factor * (dot(state.tangent, costate.value) + dot(state.value, costate.tangent)) + log * product;

@@ -153,9 +153,7 @@ unsafe fn product<S: Simd>(
     let a = simd::Left { data: a.as_ptr(), row: left.row, column: left.column };
     let (b, c) = ((b.as_ptr(), right.row), (c.as_mut_ptr(), stride));
     // SAFETY: the extents were checked; the instruction set is the caller's.
-    unsafe {
-        if adds { S::gemm::<true>(extents, a, b, c) } else { S::gemm::<false>(extents, a, b, c) }
-    }
+    unsafe { if adds { S::gemm::<true>(extents, a, b, c) } else { S::gemm::<false>(extents, a, b, c) } }
 }
 
 /// Writes the transpose of `rows` by `columns` numbers, the lanes behind `rows` zero.

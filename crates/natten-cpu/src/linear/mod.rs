@@ -115,7 +115,9 @@ impl<'m, R: Real> Kernel<'m, R> {
     unsafe fn sums_of(&self, row: usize, tokens: (usize, usize)) -> Sums<'m> {
         let numbers = self.cut.numbers_of(row, tokens);
         // SAFETY: the caller's.
-        unsafe { Sums { value: self.sums.value.read(numbers.clone()), tangent: self.sums.tangent.read(numbers) } }
+        unsafe {
+            Sums { value: self.sums.value.read(numbers.clone()), tangent: self.sums.tangent.read(numbers) }
+        }
     }
 
     /// Where the gradients of a chunk's logarithms go.
@@ -126,7 +128,9 @@ impl<'m, R: Real> Kernel<'m, R> {
     unsafe fn logs_of(&self, row: usize, tokens: (usize, usize)) -> Logs<'m, R> {
         let numbers = self.cut.numbers_of(row, tokens);
         // SAFETY: the caller's.
-        unsafe { Logs { value: self.logs.value.part(numbers.clone()), tangent: self.logs.tangent.part(numbers) } }
+        unsafe {
+            Logs { value: self.logs.value.part(numbers.clone()), tangent: self.logs.tangent.part(numbers) }
+        }
     }
 
     /// The state at a border of a chunk.
@@ -222,7 +226,9 @@ impl Linear {
         options: &PlanOptions,
         crew: Crew,
     ) -> Result<Self> {
-        let tile = |name, tile: &Option<Vec<usize>>| tile.as_ref().map(|tile| padded_tile(name, tile, problem)).transpose();
+        let tile = |name, tile: &Option<Vec<usize>>| {
+            tile.as_ref().map(|tile| padded_tile(name, tile, problem)).transpose()
+        };
         let chunk = tile("query_tile", &options.query_tile)?.or(tile("key_tile", &options.key_tile)?);
         let tokens = problem.neighborhood().axes()[2].query_len();
         let chunk = chunk.map_or(CHUNK, |tile| tile[2]).clamp(1, tokens.max(1));
@@ -247,7 +253,9 @@ impl Linear {
             is_backward,
         };
         let wanted: Vec<u8> = (0..problem.program().captures().len() as u8)
-            .filter(|&n| [Role::GradCapture(n), Role::Grad2Capture(n)].iter().any(|&role| request.wants.contains(role)))
+            .filter(|&n| {
+                [Role::GradCapture(n), Role::Grad2Capture(n)].iter().any(|&role| request.wants.contains(role))
+            })
             .collect();
         let decay = Decay::new(problem, &wanted, request.given, has_tangents, chunk);
         let wants = |roles: &[Role]| roles.iter().any(|&role| request.wants.contains(role));
@@ -256,7 +264,12 @@ impl Linear {
             by_sequence: !is_backward && cut.rows() >= crew.threads,
             needs_states: !is_backward
                 || needs_logs
-                || wants(&[Role::GradQuery, Role::Grad2Query, Role::Grad2GradOutput, Role::Grad2GradFinalState]),
+                || wants(&[
+                    Role::GradQuery,
+                    Role::Grad2Query,
+                    Role::Grad2GradOutput,
+                    Role::Grad2GradFinalState,
+                ]),
             needs_costates: is_backward
                 && (needs_logs
                     || wants(&[
@@ -351,8 +364,10 @@ impl Linear {
         let layout = self.layout();
         let captured = CapturedSet::new(tensors);
         let memory = &mut &mut *memory;
-        let sums =
-            Numbers { value: Slab::new(take(memory, layout.sums)), tangent: Slab::new(take(memory, layout.sum_tangents)) };
+        let sums = Numbers {
+            value: Slab::new(take(memory, layout.sums)),
+            tangent: Slab::new(take(memory, layout.sum_tangents)),
+        };
         let mut pair = |value: usize, tangent: usize| Numbers {
             value: Slab::new(take::<R>(memory, value)),
             tangent: Slab::new(take::<R>(memory, tangent)),
@@ -377,7 +392,9 @@ impl Linear {
         self.crew.share_out(self.cut.rows(), scratch, |memory, units| {
             for row in units {
                 // SAFETY: the captured tensors and the workspace live until the run returns; a row comes to one thread.
-                unsafe { self.decay.sum::<R>(&self.crew, &captured, row, bytemuck::cast_slice_mut(memory), &sums) };
+                unsafe {
+                    self.decay.sum::<R>(&self.crew, &captured, row, bytemuck::cast_slice_mut(memory), &sums)
+                };
             }
         });
         if self.by_sequence {
@@ -390,7 +407,11 @@ impl Linear {
             if self.needs_costates {
                 self.share_out(&kernel, Phase::Scan(Scan::Backward), scratch);
             }
-            self.share_out(&kernel, if self.cut.is_backward { Phase::Gradients } else { Phase::Outputs }, scratch);
+            self.share_out(
+                &kernel,
+                if self.cut.is_backward { Phase::Gradients } else { Phase::Outputs },
+                scratch,
+            );
         }
         if self.decay.tables.is_empty() {
             return;
@@ -400,7 +421,14 @@ impl Linear {
                 let memory = bytemuck::cast_slice_mut(memory);
                 // SAFETY: as above; the gradients of the logarithms are written, and a part comes to one thread.
                 unsafe {
-                    self.decay.scatter::<R>(&self.crew, &captured, (tables, part), memory, &logs, self.cut.rows());
+                    self.decay.scatter::<R>(
+                        &self.crew,
+                        &captured,
+                        (tables, part),
+                        memory,
+                        &logs,
+                        self.cut.rows(),
+                    );
                 }
             }
         });
@@ -440,7 +468,8 @@ fn operands<R: Real>(tensors: &Tensors<'_, '_, '_>) -> Operands<R> {
     let tokens = |role: Role| tensors.input(role).map(Tokens::<R>::input);
     let given = |role: Role| tokens(role).map(|value| (value, role.tangent().and_then(tokens)));
     // `Problem::tensors` always lists these three.
-    let always = |role: Role| given(role).unwrap_or_else(|| unreachable!("{role} is an input of every operation"));
+    let always =
+        |role: Role| given(role).unwrap_or_else(|| unreachable!("{role} is an input of every operation"));
     Operands {
         query: always(Role::Query),
         key: always(Role::Key),

@@ -7,10 +7,10 @@
 use crate::element::Real;
 use crate::simd::Simd;
 
+use super::Kernel;
 use super::chunk::{Factors, Scratch, Sums};
 use super::matrix::{Extents, Matrix, multiply, transpose};
 use super::states::exchange;
-use super::Kernel;
 use super::vectors::Run;
 
 /// Tokens of a chunk whose products with earlier tokens are computed together, those with later ones among them wasted.
@@ -65,7 +65,13 @@ impl<R: Real> Kernel<'_, R> {
             let extents = Extents { rows, columns: dim, depth: first + rows };
             // SAFETY: the caller's.
             unsafe {
-                multiply::<S>(extents, weights.side().at(first, 0), right.side(), to.below(first).result(), false);
+                multiply::<S>(
+                    extents,
+                    weights.side().at(first, 0),
+                    right.side(),
+                    to.below(first).result(),
+                    false,
+                );
             }
         }
     }
@@ -75,7 +81,12 @@ impl<R: Real> Kernel<'_, R> {
     /// # Safety
     /// The processor has `S`.
     #[inline(always)]
-    unsafe fn weigh<S: Simd<T = R>>(&self, sums: Sums<'_>, factors: &mut Factors<'_, R>, scores: &mut Matrix<'_, R>) {
+    unsafe fn weigh<S: Simd<T = R>>(
+        &self,
+        sums: Sums<'_>,
+        factors: &mut Factors<'_, R>,
+        scores: &mut Matrix<'_, R>,
+    ) {
         let stride = scores.stride;
         for a in 0..sums.value.len() {
             sums.up_to::<S>(a, factors);
@@ -116,7 +127,7 @@ impl<R: Real> Kernel<'_, R> {
             self.products::<S>(cut, dim, query, turned, scores);
             self.weigh::<S>(sums, factors, scores);
             self.sum_of_earlier::<S>(cut, dim_v, scores, value, to);
-            self.from_state::<S>(sums, query, state, factors, scaled, to);
+            self.sum_of_state::<S>(sums, query, state, factors, scaled, to);
             self.write::<S>(run(at, dim_v), to, &self.results.output);
         }
     }
@@ -126,7 +137,7 @@ impl<R: Real> Kernel<'_, R> {
     /// # Safety
     /// The processor has `S`.
     #[inline(always)]
-    pub(super) unsafe fn from_state<S: Simd<T = R>>(
+    pub(super) unsafe fn sum_of_state<S: Simd<T = R>>(
         &self,
         sums: Sums<'_>,
         query: &Matrix<'_, R>,
@@ -136,7 +147,7 @@ impl<R: Real> Kernel<'_, R> {
         to: &mut Matrix<'_, R>,
     ) {
         let count = sums.value.len();
-        sums.from_start::<S>(factors);
+        sums.decay_from_start::<S>(factors);
         factors.scale(query.side(), count, self.scale, scaled);
         let extents = Extents { rows: count, columns: self.cut.dims[1], depth: self.cut.dims[0] };
         // SAFETY: the caller's.
@@ -186,7 +197,13 @@ impl<R: Real> Kernel<'_, R> {
 
 /// Multiplies a row with its decays and the scale; what is later than token `a` becomes zero.
 #[inline(always)]
-pub(super) fn decay_row<R: Real>(scale: R, factors: &Factors<'_, R>, a: usize, row: &mut [R], tangents: &mut [R]) {
+pub(super) fn decay_row<R: Real>(
+    scale: R,
+    factors: &Factors<'_, R>,
+    a: usize,
+    row: &mut [R],
+    tangents: &mut [R],
+) {
     for (value, &factor) in row[..=a].iter_mut().zip(&*factors.value) {
         *value = scale * factor * *value;
     }

@@ -39,7 +39,7 @@ impl<R: Real> Kernel<'_, R> {
         to: Matrix<'_, R>,
     ) {
         let count = sums.value.len();
-        sums.to_end::<S>(factors);
+        sums.decay_to_end::<S>(factors);
         factors.scale(key.side(), count, R::of(1.0), scaled);
         let extents = Extents { rows: self.cut.dims[0], columns: self.cut.dims[1], depth: count };
         // SAFETY: the caller's.
@@ -61,7 +61,7 @@ impl<R: Real> Kernel<'_, R> {
         to: Matrix<'_, R>,
     ) {
         let count = sums.value.len();
-        sums.from_start::<S>(factors);
+        sums.decay_from_start::<S>(factors);
         factors.scale(query.side(), count, self.scale, scaled);
         let extents = Extents { rows: self.cut.dims[0], columns: self.cut.dims[1], depth: count };
         // SAFETY: the caller's.
@@ -83,16 +83,36 @@ impl<R: Real> Kernel<'_, R> {
         unsafe {
             let sums = self.sums_of(row, tokens);
             if self.needs_states {
-                self.read::<S>(run(self.key_head(at), self.cut.dims[0]), &self.operands.key, &mut scratch.key);
-                self.read::<S>(run(self.key_head(at), self.cut.dims[1]), &self.operands.value, &mut scratch.value);
+                self.read::<S>(
+                    run(self.key_head(at), self.cut.dims[0]),
+                    &self.operands.key,
+                    &mut scratch.key,
+                );
+                self.read::<S>(
+                    run(self.key_head(at), self.cut.dims[1]),
+                    &self.operands.value,
+                    &mut scratch.value,
+                );
                 let to = self.state_of(self.states, row, chunk);
-                self.part_of_state::<S>(sums, (&scratch.key, &scratch.value), &mut scratch.scaled, factors, to);
+                self.part_of_state::<S>(
+                    sums,
+                    (&scratch.key, &scratch.value),
+                    &mut scratch.scaled,
+                    factors,
+                    to,
+                );
             }
             if let (true, Some(grad_output)) = (self.needs_costates, &self.operands.grad_output) {
                 self.read::<S>(run(at, self.cut.dims[0]), &self.operands.query, &mut scratch.query);
                 self.read::<S>(run(at, self.cut.dims[1]), grad_output, &mut scratch.grad);
                 let to = self.state_of(self.costates, row, chunk);
-                self.part_of_costate::<S>(sums, (&scratch.query, &scratch.grad), &mut scratch.scaled, factors, to);
+                self.part_of_costate::<S>(
+                    sums,
+                    (&scratch.query, &scratch.grad),
+                    &mut scratch.scaled,
+                    factors,
+                    to,
+                );
             }
         }
     }
@@ -102,7 +122,12 @@ impl<R: Real> Kernel<'_, R> {
     /// # Safety
     /// The processor has `S`; the operands live, and no other thread has this unit.
     #[inline(always)]
-    pub(super) unsafe fn scan_unit<S: Simd<T = R>>(&self, scan: Scan, unit: usize, scratch: &mut Scratch<'_, R>) {
+    pub(super) unsafe fn scan_unit<S: Simd<T = R>>(
+        &self,
+        scan: Scan,
+        unit: usize,
+        scratch: &mut Scratch<'_, R>,
+    ) {
         let pieces = self.cut.dims[0].div_ceil(ROWS_A_UNIT);
         let (row, first) = (unit / pieces, unit % pieces * ROWS_A_UNIT);
         let rows = first..(first + ROWS_A_UNIT).min(self.cut.dims[0]);
@@ -190,7 +215,8 @@ impl<R: Real> Kernel<'_, R> {
 /// `(state, part) = (factor * state + part, state)`, where `tangent` is that of the factor's logarithm.
 #[inline(always)]
 pub(super) fn exchange<R: Real>(state: &mut Matrix<'_, R>, part: Matrix<'_, R>, factor: R, tangent: R) {
-    for ((state_tangent, part), &state) in state.tangent.iter_mut().zip(part.tangent).zip(state.value.iter()) {
+    for ((state_tangent, part), &state) in state.tangent.iter_mut().zip(part.tangent).zip(state.value.iter())
+    {
         let next = factor * (*state_tangent + tangent * state) + *part;
         *part = *state_tangent;
         *state_tangent = next;

@@ -66,7 +66,12 @@ impl<R: Real> Kernel<'_, R> {
     /// # Safety
     /// The processor has `S`; the tokens are inside the tensors, which live and have `dim` numbers a vector.
     #[inline(always)]
-    pub(super) unsafe fn read<S: Simd<T = R>>(&self, run: Run, from: &Pair<R>, to: &mut Matrix<'_, R>) -> bool {
+    pub(super) unsafe fn read<S: Simd<T = R>>(
+        &self,
+        run: Run,
+        from: &Pair<R>,
+        to: &mut Matrix<'_, R>,
+    ) -> bool {
         to.is_constant = from.1.is_none();
         let mut finite = true;
         for (from, numbers) in [(Some(&from.0), &mut *to.value), (from.1.as_ref(), &mut *to.tangent)] {

@@ -33,8 +33,7 @@ const FIELDS: [(Field, &[Role]); 3] = [
 const MAX_TENSORS: usize = 64;
 
 /// Makes the engine of an operation.
-pub(crate) type Make =
-    fn(&Problem, &OpRequest, &PlanOptions, Crew) -> Result<(Box<dyn Engine>, Coverage)>;
+pub(crate) type Make = fn(&Problem, &OpRequest, &PlanOptions, Crew) -> Result<(Box<dyn Engine>, Coverage)>;
 
 /// A tensor in the workspace.
 #[derive(Clone, Debug)]
@@ -207,7 +206,7 @@ impl Mods {
         let mut slabs = [Slab::new(&mut []); 2];
         for (buffer, numbers) in self.buffers.iter().zip(buffers) {
             if let Some(at) = roles.iter().position(|role| *role == buffer.role) {
-                slabs[at] = Slab::new(&mut **numbers);
+                slabs[at] = Slab::new(numbers);
             }
         }
         slabs
@@ -262,7 +261,8 @@ fn captures_of_mods(problem: &Problem, request: &OpRequest) -> Vec<u8> {
 fn requests(plain: &Problem, request: &OpRequest, streams: &[Stream]) -> Vec<OpRequest> {
     let op = request.op;
     // A tensor whose vectors go through a function has tangents where these have, or where what the function loads has.
-    let mut given = plain.optional_inputs_of(op).iter().filter(|&role| request.gives(role)).collect::<RoleSet>();
+    let mut given =
+        plain.optional_inputs_of(op).iter().filter(|&role| request.gives(role)).collect::<RoleSet>();
     for stream in streams {
         let [_, tangent] = stream.inputs();
         given = if stream.has_tangent { given.with(tangent) } else { given.without(tangent) };
@@ -280,8 +280,10 @@ fn requests(plain: &Problem, request: &OpRequest, streams: &[Stream]) -> Vec<OpR
     if op != Op::BackwardJvp || !streams.iter().any(|stream| stream.needs_cotangents) {
         return vec![last];
     }
-    let gradients = streams.iter().filter(|stream| stream.needs_cotangents).map(|stream| stream.gradients()[0]);
-    let cotangents = [Role::GradLogsumexp, Role::GradFinalState].into_iter().filter(|&role| request.gives(role));
+    let gradients =
+        streams.iter().filter(|stream| stream.needs_cotangents).map(|stream| stream.gradients()[0]);
+    let cotangents =
+        [Role::GradLogsumexp, Role::GradFinalState].into_iter().filter(|&role| request.gives(role));
     let backward = OpRequest::backward(plain).wanting(gradients).giving(cotangents);
     let needed = plain.inputs_of(Op::Backward);
     let forward = OpRequest::forward(plain);

@@ -92,7 +92,8 @@ impl Shape {
         let token_axes = &axes[1..axes.len() - 2];
         let tokens: usize = token_axes.iter().product();
         let mut strides = vec![self.heads * tokens * self.dim];
-        strides.extend((0..token_axes.len()).map(|a| token_axes[a + 1..].iter().product::<usize>() * self.dim));
+        strides
+            .extend((0..token_axes.len()).map(|a| token_axes[a + 1..].iter().product::<usize>() * self.dim));
         strides.extend([tokens * self.dim, 1]);
         strides.into_iter().map(usize::cast_signed).collect()
     }
@@ -137,7 +138,13 @@ pub(super) struct Draft {
 
 impl Draft {
     /// The function `field` of a tensor's vectors, and of `captures` the gradients that are wanted.
-    pub(super) fn new(problem: &Problem, request: &OpRequest, field: Field, role: Role, captures: &[u8]) -> Option<Self> {
+    pub(super) fn new(
+        problem: &Problem,
+        request: &OpRequest,
+        field: Field,
+        role: Role,
+        captures: &[u8],
+    ) -> Option<Self> {
         let program = problem.program();
         let expr = program.field(field)?;
         let of_field = program.captures_of(&[field]);
@@ -193,7 +200,8 @@ impl Draft {
         roots.extend(has_tangent.then_some(lowered.value.tangent));
         let forward = tape(&roots);
         let gradient = if in_forward_mode { lowered.gradient.tangent } else { lowered.gradient.value };
-        let of_load = |load: &LoadGradient| if in_forward_mode { load.gradient.tangent } else { load.gradient.value };
+        let of_load =
+            |load: &LoadGradient| if in_forward_mode { load.gradient.tangent } else { load.gradient.value };
         let mut roots = vec![gradient];
         roots.extend(Scatter::roots(&loads, of_load));
         let needs_cotangents =
@@ -262,6 +270,7 @@ impl Stream {
 
     /// Computes a unit's blocks, one after another: `before` sets what a block is computed from beside its tokens' vectors,
     /// `after` takes the results. Both get where the block lies in the workspace.
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that differs between callers")]
     fn blocks<R: Real>(
         &self,
         tape: &Tape,
@@ -273,7 +282,8 @@ impl Stream {
         mut after: impl FnMut(&Registers<'_, R>, &Block),
     ) {
         let shape = &self.shape;
-        let (row, first) = (unit / self.units_a_head(), unit % self.units_a_head() * self.rows * BLOCKS_A_UNIT);
+        let (row, first) =
+            (unit / self.units_a_head(), unit % self.units_a_head() * self.rows * BLOCKS_A_UNIT);
         let last = (first + self.rows * BLOCKS_A_UNIT).min(shape.tokens());
         for first in (first..last).step_by(self.rows) {
             let count = self.rows.min(last - first);
@@ -325,6 +335,7 @@ impl Stream {
 
     /// Sends gradients of what came of the vectors, `gradients`, the way back: to those of the tensor, and of captured
     /// tensors, into `tables`.
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that differs between callers")]
     pub(super) fn pull<R: Real>(
         &self,
         crew: &Crew,
@@ -338,10 +349,13 @@ impl Stream {
         let Some(Backward { tape, is_wanted, scatter }) = &self.backward else { return };
         let to = to.filter(|_| *is_wanted);
         crew.share_out(tables.parts(), scratch, |memory, parts| {
-            let (memory, vector) = bytemuck::cast_slice_mut::<_, R>(memory).split_at_mut(tape.elements(size_of::<R>()));
+            let (memory, vector) =
+                bytemuck::cast_slice_mut::<_, R>(memory).split_at_mut(tape.elements(size_of::<R>()));
             let mut registers = tape.registers::<R>(memory);
             let mut begun = None;
-            for (part, unit) in parts.flat_map(|part| tables.part(part, self.units()).map(move |unit| (part, unit))) {
+            for (part, unit) in
+                parts.flat_map(|part| tables.part(part, self.units()).map(move |unit| (part, unit)))
+            {
                 let row = unit / self.units_a_head();
                 if begun.replace(row) != Some(row) {
                     self.begin(tape, crew, &mut registers, captured, row);
@@ -362,7 +376,9 @@ impl Stream {
                         unsafe { run_on(crew.isa, job) };
                     }
                     // SAFETY: the part is this thread's.
-                    unsafe { scatter.add(tape, registers, tables, (sums, part), block.count, self.shape.dim) };
+                    unsafe {
+                        scatter.add(tape, registers, tables, (sums, part), block.count, self.shape.dim)
+                    };
                 };
                 self.blocks(tape, crew, (captured, input), &mut registers, unit, before, after);
             }

@@ -4,7 +4,7 @@
 use natten_core::{DType, Problem, Role};
 
 use super::walk::MAX_CAPTURES;
-use crate::element::Real;
+use crate::element::{Real, read_number};
 use crate::engine::Tensors;
 use crate::tile::Captured;
 use crate::view::View;
@@ -49,7 +49,11 @@ impl Layout {
     }
 
     /// The copies that a run has to make, in `memory`, which has `len` elements.
-    pub(super) fn copies<'t, R: Real>(&self, tensors: &Tensors<'t, 't, '_>, memory: &mut [R]) -> Copies<'t, R> {
+    pub(super) fn copies<'t, R: Real>(
+        &self,
+        tensors: &Tensors<'t, 't, '_>,
+        memory: &mut [R],
+    ) -> Copies<'t, R> {
         let mut copies = Copies { list: [const { None }; 2 * MAX_CAPTURES] };
         for (slot, copy) in self.slots.iter().zip(&mut copies.list) {
             let view = tensors.input(slot.role);
@@ -57,9 +61,11 @@ impl Layout {
                 DType::I32 => true,
                 dtype => dtype == R::DTYPE,
             };
-            *copy = view
-                .filter(|view| !(stored(view) && is_contiguous(view)))
-                .map(|view| Copy { view, to: memory.as_mut_ptr().wrapping_add(slot.at), len: slot.len });
+            *copy = view.filter(|view| !(stored(view) && is_contiguous(view))).map(|view| Copy {
+                view,
+                to: memory.as_mut_ptr().wrapping_add(slot.at),
+                len: slot.len,
+            });
         }
         copies
     }
@@ -150,7 +156,14 @@ impl<R: Real> Copies<'_, R> {
                         dtype => {
                             let to = std::slice::from_raw_parts_mut(copy.to.add(first), len);
                             for_each_run(copy.view, first, len, |at, stride, run| {
-                                R::read(dtype, at, stride, &mut to[run]);
+                                if dtype.accumulator() == R::DTYPE {
+                                    return R::read(dtype, at, stride, &mut to[run]);
+                                }
+                                let step = stride * dtype.size().cast_signed();
+                                for (i, to) in to[run].iter_mut().enumerate() {
+                                    let from = at.wrapping_offset(i as isize * step);
+                                    *to = R::of(read_number(dtype, from));
+                                }
                             });
                         }
                     }

@@ -231,7 +231,9 @@ impl SweepCode {
         }
 
         // The exponentials take the place of their elements where nobody else reads these.
-        let at = |expr: Expr, places: &[(Expr, usize)]| places.iter().find(|&&(held, _)| held == expr).map(|&(_, tile)| tile);
+        let at = |expr: Expr, places: &[(Expr, usize)]| {
+            places.iter().find(|&&(held, _)| held == expr).map(|&(_, tile)| tile)
+        };
         let mut columns = Vec::new();
         for &(stage, element) in &wanted.columns {
             let Some(tile) = at(element, &places) else { continue };
@@ -259,7 +261,8 @@ impl SweepCode {
         // The results of the second code may take the place of what it alone reads.
         let x_is_result = results.all.iter().any(|&expr| *graph.node(expr) == Node::Var(Var::X));
         free.extend(of_second.iter().flatten().copied().filter(|&tile| {
-            !results.after_columns(wanted).any(|expr| input_of(expr) == Some(tile)) && exponentials != Some(tile)
+            !results.after_columns(wanted).any(|expr| input_of(expr) == Some(tile))
+                && exponentials != Some(tile)
         }));
         free.extend(exponentials.filter(|_| !x_is_result));
         for &expr in &second {
@@ -294,9 +297,9 @@ impl SweepCode {
             .zip(DOTS)
             .filter_map(|(tile, dots)| tile.map(|tile| (tile, dots)))
             .flat_map(|(tile, dots)| {
-                let there = dots.iter().filter(|dot| {
-                    context.streamed[dot.0 as usize] && context.stationary[dot.1 as usize]
-                });
+                let there = dots
+                    .iter()
+                    .filter(|dot| context.streamed[dot.0 as usize] && context.stationary[dot.1 as usize]);
                 there.enumerate().map(move |(n, &(streamed, stationary))| Dot {
                     tile,
                     streamed,
@@ -312,7 +315,8 @@ impl SweepCode {
             .filter_map(|&(expr, streamed, sums)| tile(expr).map(|tile| Product { tile, streamed, sums }))
             .collect();
         let bias_gradient = wanted.bias.and_then(tile);
-        let mut masked: Vec<usize> = products.iter().map(|product| product.tile).chain(bias_gradient).collect();
+        let mut masked: Vec<usize> =
+            products.iter().map(|product| product.tile).chain(bias_gradient).collect();
         masked.sort_unstable();
         masked.dedup();
         // A column leaves nothing at pairs that do not count.
@@ -321,7 +325,9 @@ impl SweepCode {
             graph.depends(expr, |node| match (context.direction, node) {
                 (_, Node::Random(..)) => true,
                 (Direction::Keys, Node::Index(index)) => matches!(index, Index::Key | Index::KeyAxis(_)),
-                (Direction::Queries, Node::Index(index)) => matches!(index, Index::Query | Index::QueryAxis(_)),
+                (Direction::Queries, Node::Index(index)) => {
+                    matches!(index, Index::Query | Index::QueryAxis(_))
+                }
                 _ => false,
             })
         });
@@ -331,7 +337,11 @@ impl SweepCode {
         });
         let stationary = Vectors::ALL.map(|vectors| dots.iter().any(|dot| dot.stationary == vectors));
         Ok(Self {
-            zeros: inputs.into_iter().flatten().filter(|tile| dots.iter().all(|dot| dot.tile != *tile)).collect(),
+            zeros: inputs
+                .into_iter()
+                .flatten()
+                .filter(|tile| dots.iter().all(|dot| dot.tile != *tile))
+                .collect(),
             dots,
             biased: [inputs[0], inputs[1]],
             first: stage(&first, &wanted.scatters)?,
@@ -377,7 +387,12 @@ impl SweepCode {
 
     /// Elements of scratch that the codes need.
     pub(super) fn scratch(&self, width: usize) -> usize {
-        [&self.first, &self.second].into_iter().flatten().map(|stage| stage.code.scratch(width)).max().unwrap_or(0)
+        [&self.first, &self.second]
+            .into_iter()
+            .flatten()
+            .map(|stage| stage.code.scratch(width))
+            .max()
+            .unwrap_or(0)
     }
 }
 
@@ -412,7 +427,8 @@ impl Results {
     fn of(graph: &Graph, wanted: &Wanted) -> Self {
         let mut all: Vec<Expr> = wanted.columns.iter().map(|&(_, element)| element).collect();
         // Zeros change no sum.
-        let reduced = wanted.reduced.iter().filter(|(expr, to)| to.reduce != Reduce::Sum || !graph.is_zero(*expr));
+        let reduced =
+            wanted.reduced.iter().filter(|(expr, to)| to.reduce != Reduce::Sum || !graph.is_zero(*expr));
         all.extend(reduced.map(|(expr, _)| *expr));
         let summed = wanted.products.iter().map(|&(expr, ..)| expr).chain(wanted.bias);
         all.extend(summed.filter(|&expr| !graph.is_zero(expr)));
@@ -427,14 +443,17 @@ impl Results {
 
     /// Those that code has to compute.
     fn computed(&self, graph: &Graph) -> Vec<Expr> {
-        let is_there = |expr: Expr| matches!(graph.node(expr), Node::Var(var) if INPUTS.contains(var) || *var == Var::X);
+        let is_there =
+            |expr: Expr| matches!(graph.node(expr), Node::Var(var) if INPUTS.contains(var) || *var == Var::X);
         self.all.iter().copied().filter(|&expr| !is_there(expr)).collect()
     }
 
     /// All expressions that anything is computed of.
     fn every(&self, wanted: &Wanted) -> impl Iterator<Item = Expr> {
-        let scattered =
-            wanted.scatters.iter().flat_map(|scatter| scatter.index.iter().copied().chain([scatter.gradient]));
+        let scattered = wanted
+            .scatters
+            .iter()
+            .flat_map(|scatter| scatter.index.iter().copied().chain([scatter.gradient]));
         self.all.iter().copied().chain(scattered).collect::<Vec<_>>().into_iter()
     }
 

@@ -25,6 +25,7 @@ mod scratch;
 mod sight;
 mod tables;
 mod walk;
+mod zeros;
 
 use bytemuck::cast_slice_mut;
 use natten_core::geometry::Coverage;
@@ -35,7 +36,7 @@ use crate::NAME;
 use crate::element::Real;
 use crate::engine::{Crew, Engine, Line, Tensors, lines};
 use crate::isa::Isa;
-use crate::kernel::{Bias, BiasGradient, bias_partials_per_head};
+use crate::kernel::{Bias, BiasGradient, bias_partials_per_head, sum_bias_tables};
 use crate::lanes::Direction;
 use crate::simd::{self, Outlined, Simd, lanes};
 use crate::tiling::Pass;
@@ -117,8 +118,8 @@ impl Programs {
         Self::supports(problem, request)?;
         let tangents = Tangents::of(problem, request);
         let wants = Wants::of(problem, request);
-        let has_cotangent = problem.has_logsumexp() && request.gives(Role::GradLogsumexp)
-            || tangents.grad_logsumexp;
+        let has_cotangent =
+            problem.has_logsumexp() && request.gives(Role::GradLogsumexp) || tangents.grad_logsumexp;
         let passes = Passes::new(problem, request.op, &tangents, &wants, has_cotangent)?;
         let context = |direction| Context {
             direction,
@@ -148,8 +149,13 @@ impl Programs {
             .collect();
         let partials = bias_partials_per_head(problem.heads());
         let tables = tables::Layout::new(problem, &wants.captures, &loads, partials);
-        let rows: usize =
-            problem.shape(Role::Output).iter().rev().skip(1).product::<usize>().saturating_mul(passes.keys.stored.len());
+        let rows: usize = problem
+            .shape(Role::Output)
+            .iter()
+            .rev()
+            .skip(1)
+            .product::<usize>()
+            .saturating_mul(passes.keys.stored.len());
         let bias_entries: usize = if wants.rpb { problem.shape(Role::Rpb)[1..].iter().product() } else { 0 };
         let bias_tables = problem.heads() * tables.pieces();
         let layout = WorkspaceLayout {
@@ -213,7 +219,10 @@ impl Programs {
         self.walk(&walk, Phase::Queries, walk.query_units(), scratch);
         self.walk(&walk, Phase::Keys, walk.key_units(), scratch);
 
-        self.sum_bias::<R>(bias, tensors);
+        let grad_bias = if self.request.op == Op::BackwardJvp { Role::Grad2Rpb } else { Role::GradRpb };
+        if let Some(view) = tensors.output(grad_bias) {
+            sum_bias_tables::<R>(bias, self.tables.pieces(), view);
+        }
         self.sum_tables::<R>(&tables, tensors, scratch);
     }
 
@@ -241,9 +250,10 @@ impl Programs {
             Op::BackwardJvp => (Role::Grad2GradOutput, Role::Grad2GradLogsumexp),
             _ => (Role::TangentOutput, Role::TangentLogsumexp),
         };
-        let written = [Role::Output, tangent_output].map(|role| tensors.output(role).map(Tokens::<R>::output));
-        let written_rows =
-            [Role::Logsumexp, tangent_logsumexp].map(|role| tensors.output(role).map(Tokens::<R>::row_output));
+        let written =
+            [Role::Output, tangent_output].map(|role| tensors.output(role).map(Tokens::<R>::output));
+        let written_rows = [Role::Logsumexp, tangent_logsumexp]
+            .map(|role| tensors.output(role).map(Tokens::<R>::row_output));
         let tensors = &*tensors;
         let vectors = |role| tensors.input(role).map(Tokens::<R>::input);
         let dual = |role: Role| [vectors(role), role.tangent().and_then(vectors)];
@@ -309,23 +319,13 @@ impl Programs {
         });
     }
 
-    /// Sums the partial tables of the bias gradient, in their order.
-    fn sum_bias<R: Real>(&self, tables: &[f64], tensors: &mut Tensors<'_, '_, '_>) {
-        let role = if self.request.op == Op::BackwardJvp { Role::Grad2Rpb } else { Role::GradRpb };
-        let Some(view) = tensors.output(role) else { return };
-        let (heads, parts) = (self.problem.heads(), self.tables.pieces());
-        let entries: usize = view.shape()[1..].iter().product();
-        let table = Entries::new(view);
-        for head in 0..heads {
-            for entry in 0..entries {
-                let sum: f64 = (0..parts).map(|part| tables[(head * parts + part) * entries + entry]).sum();
-                table.set(head * entries + entry, R::of(sum));
-            }
-        }
-    }
-
     /// Sums the gradient tables of captured tensors into their results.
-    fn sum_tables<R: Real>(&self, tables: &Tables<'_>, tensors: &mut Tensors<'_, '_, '_>, scratch: &mut [Line]) {
+    fn sum_tables<R: Real>(
+        &self,
+        tables: &Tables<'_>,
+        tensors: &mut Tensors<'_, '_, '_>,
+        scratch: &mut [Line],
+    ) {
         for (table, capture) in self.tables.captures().enumerate() {
             let role = match self.request.op {
                 Op::BackwardJvp => Role::Grad2Capture(capture),
@@ -420,9 +420,8 @@ fn sizes(
 ) -> ScratchSizes {
     let width = 2 * lanes;
     let dims = [problem.head_dim(), problem.head_dim_v()];
-    let any = |of: fn(&SweepCode) -> [bool; 4]| {
-        std::array::from_fn(|v| passes.codes().any(|code| of(code)[v]))
-    };
+    let any =
+        |of: fn(&SweepCode) -> [bool; 4]| std::array::from_fn(|v| passes.codes().any(|code| of(code)[v]));
     let steps = &passes.queries.steps;
     let writes_output = steps.iter().any(|step| matches!(step, Step::Output));
     let reads_output = steps.iter().any(|step| matches!(step, Step::Delta(_)));

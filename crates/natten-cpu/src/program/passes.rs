@@ -16,6 +16,7 @@ use natten_core::{Op, Problem, Result};
 use super::code::{Context, Reduction, Scatter, Sums, SweepCode, Vectors, Wanted};
 use super::given::{Tangents, Wants};
 use super::numbers::{Number, Numbers};
+use super::zeros;
 use crate::lanes::Direction;
 use crate::tile::{Output, Source, TileCode};
 
@@ -47,7 +48,7 @@ pub(super) struct Finish {
 /// What is done with a box of queries.
 #[derive(Debug)]
 pub(super) enum Step {
-    Sweep(Sweep),
+    Sweep(Box<Sweep>),
     /// Finishes stages, and finds the rows that are dead.
     Finish(Vec<Finish>),
     Row(RowCode),
@@ -86,7 +87,7 @@ impl QueryPass {
 
 fn sweeps_of(steps: &[Step]) -> impl Iterator<Item = &Sweep> {
     steps.iter().filter_map(|step| match step {
-        Step::Sweep(sweep) => Some(sweep),
+        Step::Sweep(sweep) => Some(&**sweep),
         _ => None,
     })
 }
@@ -111,7 +112,13 @@ pub(super) struct Passes {
 }
 
 impl Passes {
-    pub(super) fn new(problem: &Problem, op: Op, tangents: &Tangents, wants: &Wants, has_cotangent: bool) -> Result<Self> {
+    pub(super) fn new(
+        problem: &Problem,
+        op: Op,
+        tangents: &Tangents,
+        wants: &Wants,
+        has_cotangent: bool,
+    ) -> Result<Self> {
         Deriver::new(problem, op, tangents, wants, has_cotangent).derive()
     }
 
@@ -135,14 +142,20 @@ struct Deriver<'a> {
 }
 
 impl<'a> Deriver<'a> {
-    fn new(problem: &'a Problem, op: Op, tangents: &'a Tangents, wants: &'a Wants, has_cotangent: bool) -> Self {
+    fn new(
+        problem: &'a Problem,
+        op: Op,
+        tangents: &'a Tangents,
+        wants: &'a Wants,
+        has_cotangent: bool,
+    ) -> Self {
         let sources: &[bool] = if problem.additional_tokens() > 0 { &[false, true] } else { &[false] };
         let given = tangents.given();
         let lowered = sources
             .iter()
             .map(|&additional| {
                 let mut lowered = Lowered::new(problem.program(), additional, &given);
-                drop_zeros(&mut lowered, has_cotangent);
+                zeros::drop(&mut lowered, has_cotangent);
                 lowered
             })
             .collect();
@@ -195,8 +208,9 @@ impl<'a> Deriver<'a> {
             self.steps.push(Step::Store);
         }
         if self.is_backward() && self.wants.of_queries() {
-            let sweep = self.sweep(|this, g, lowered, is_window| this.gradients_of_queries(g, lowered, is_window))?;
-            self.steps.push(Step::Sweep(sweep));
+            let sweep =
+                self.sweep(|this, g, lowered, is_window| this.gradients_of_queries(g, lowered, is_window))?;
+            self.steps.push(Step::Sweep(Box::new(sweep)));
         }
         let slots = logsumexp.map(|k| [Var::Stage(k), Var::Tangent(Primal::Stage(k))]);
         let logsumexp = match slots {
@@ -242,7 +256,9 @@ impl<'a> Deriver<'a> {
     }
 
     fn uses(&self, var: Var) -> bool {
-        self.lowered.iter().any(|lowered| self.functions(lowered).iter().any(|&f| depends_on(&lowered.graph, f, var)))
+        self.lowered
+            .iter()
+            .any(|lowered| self.functions(lowered).iter().any(|&f| depends_on(&lowered.graph, f, var)))
     }
 
     /// The stages that something depends on: the logsumexps, which tell dead rows, and what the functions are of.
@@ -266,17 +282,19 @@ impl<'a> Deriver<'a> {
     }
 
     /// A sweep with stationary queries over both sources.
-    fn sweep(
-        &mut self,
-        wanted: impl Fn(&mut Self, &mut Graph, &Lowered, bool) -> Wanted,
-    ) -> Result<Sweep> {
+    fn sweep(&mut self, wanted: impl Fn(&mut Self, &mut Graph, &Lowered, bool) -> Wanted) -> Result<Sweep> {
         let mut codes = [None, None];
-        for source in 0..self.lowered.len() {
-            let lowered = self.lowered[source].clone();
+        for (source, lowered) in self.lowered.clone().into_iter().enumerate() {
             let mut graph = lowered.graph.clone();
             let wanted = wanted(self, &mut graph, &lowered, source == 0);
             let sources = |var: Var| self.numbers.find(number_of(var, &wanted)).map(Source::Lane);
-            let code = SweepCode::new(&self.context(Direction::Keys, source), &graph, &wanted, &sources, &self.numbers)?;
+            let code = SweepCode::new(
+                &self.context(Direction::Keys, source),
+                &graph,
+                &wanted,
+                &sources,
+                &self.numbers,
+            )?;
             codes[source] = Some(code).filter(|code| !code.is_empty());
         }
         Ok(Sweep { codes })
@@ -312,7 +330,9 @@ impl<'a> Deriver<'a> {
                 self.numbers.slot(Number::Total(k));
                 wanted.columns.push((k, stage.element.value));
             }
-            reduce => wanted.reduced.push((stage.element.value, Reduction { reduce, slot, is_scaled: false })),
+            reduce => {
+                wanted.reduced.push((stage.element.value, Reduction { reduce, slot, is_scaled: false }))
+            }
         }
     }
 
@@ -343,7 +363,7 @@ impl<'a> Deriver<'a> {
             }
             wanted
         })?;
-        self.steps.push(Step::Sweep(sweep));
+        self.steps.push(Step::Sweep(Box::new(sweep)));
         self.finish(stages, None, false);
         Ok(())
     }
@@ -372,7 +392,7 @@ impl<'a> Deriver<'a> {
             }
             wanted
         })?;
-        self.steps.push(Step::Sweep(sweep));
+        self.steps.push(Step::Sweep(Box::new(sweep)));
         Ok(())
     }
 
@@ -386,9 +406,8 @@ impl<'a> Deriver<'a> {
             _ => None,
         };
         // A sum's tangent can be summed beside it, and so can that of the logsumexp whose exponentials are there.
-        let is_simple = |k: &u8| {
-            self.lowered[0].stages[usize::from(*k)].reduce == Reduce::Sum || exponential == Some(*k)
-        };
+        let is_simple =
+            |k: &u8| self.lowered[0].stages[usize::from(*k)].reduce == Reduce::Sum || exponential == Some(*k);
         let one_sweep = algorithm != Algorithm::TwoPass && (!tangents || stages.iter().all(is_simple));
         let sums = self.is_backward() || self.wants.output;
         if !one_sweep {
@@ -407,11 +426,11 @@ impl<'a> Deriver<'a> {
                 }
                 wanted
             })?;
-            self.steps.extend([Step::Sweep(sweep), Step::Output]);
+            self.steps.extend([Step::Sweep(Box::new(sweep)), Step::Output]);
             return Ok([None; 2]);
         }
         let sweep = self.sweep(|this, g, lowered, _| this.one_pass(g, lowered, stages, sums))?;
-        self.steps.push(Step::Sweep(sweep));
+        self.steps.push(Step::Sweep(Box::new(sweep)));
         self.finish(stages, exponential, tangents);
         let factor = self.factor(exponential)?;
         self.steps.push(Step::Output);
@@ -470,7 +489,8 @@ impl<'a> Deriver<'a> {
         let values = [factor, lowered.factor_tangent].map(|expr| g.substitute(expr, &replace));
         let mut slots = [None; 2];
         let mut outputs = Vec::new();
-        for (n, (expr, number)) in values.into_iter().zip([Number::Factor, Number::FactorTangent]).enumerate() {
+        for (n, (expr, number)) in values.into_iter().zip([Number::Factor, Number::FactorTangent]).enumerate()
+        {
             let is_default = if n == 0 { g.is_one(expr) } else { g.is_zero(expr) };
             if expr == inverse {
                 slots[n] = self.numbers.find(Number::Inverse);
@@ -499,7 +519,8 @@ impl<'a> Deriver<'a> {
         };
         let exprs: Vec<Output> = outputs.iter().map(|&(expr, _)| Output::Tile(expr)).collect();
         let code = self.context(Direction::Keys, 0).code(graph, &exprs, &sources)?;
-        self.steps.push(Step::Row(RowCode { code, outputs: outputs.iter().map(|&(_, slot)| slot).collect() }));
+        self.steps
+            .push(Step::Row(RowCode { code, outputs: outputs.iter().map(|&(_, slot)| slot).collect() }));
         Ok(())
     }
 
@@ -541,13 +562,17 @@ impl<'a> Deriver<'a> {
                     let mut wanted = Wanted::default();
                     let list = cotangents(&lowered.grad_stages);
                     let reduction = |slot| Reduction { reduce: Reduce::Sum, slot, is_scaled: false };
-                    wanted.reduced =
-                        used.iter().zip(&slots).map(|(&which, &slot)| (of(list, which), reduction(slot))).collect();
+                    wanted.reduced = used
+                        .iter()
+                        .zip(&slots)
+                        .map(|(&which, &slot)| (of(list, which), reduction(slot)))
+                        .collect();
                     wanted
                 })?;
-                self.steps.push(Step::Sweep(sweep));
+                self.steps.push(Step::Sweep(Box::new(sweep)));
                 let Some(k) = self.lowered[0].logsumexp else { return Ok(()) };
-                let direct = [Var::GradLogsumexp, Var::Tangent(Primal::GradLogsumexp)].into_iter().zip(vars(k));
+                let direct =
+                    [Var::GradLogsumexp, Var::Tangent(Primal::GradLogsumexp)].into_iter().zip(vars(k));
                 let slot = |var| self.numbers.find(Number::Var(var));
                 let sums: Vec<(usize, usize)> =
                     direct.filter_map(|(from, to)| slot(from).zip(slot(to))).collect();
@@ -598,7 +623,8 @@ impl<'a> Deriver<'a> {
     }
 
     fn keys(&mut self, lse_stages: &[usize]) -> Result<KeyPass> {
-        let none = KeyPass { sweep: Sweep { codes: [None, None] }, stored: Vec::new(), lse_stages: Vec::new() };
+        let none =
+            KeyPass { sweep: Sweep { codes: [None, None] }, stored: Vec::new(), lse_stages: Vec::new() };
         if !self.is_backward() || !self.wants.of_keys() && !self.wants.of_additional() {
             return Ok(none);
         }
@@ -613,10 +639,18 @@ impl<'a> Deriver<'a> {
                 };
                 let mut wanted = Wanted::default();
                 if key {
-                    wanted.products.extend(self.terms(lowered.grad_score, [Vectors::A, Vectors::ATangent], Sums::A));
+                    wanted.products.extend(self.terms(
+                        lowered.grad_score,
+                        [Vectors::A, Vectors::ATangent],
+                        Sums::A,
+                    ));
                 }
                 if value {
-                    wanted.products.extend(self.terms(lowered.weight, [Vectors::B, Vectors::BTangent], Sums::B));
+                    wanted.products.extend(self.terms(
+                        lowered.weight,
+                        [Vectors::B, Vectors::BTangent],
+                        Sums::B,
+                    ));
                 }
                 wanted
             })
@@ -626,7 +660,8 @@ impl<'a> Deriver<'a> {
                 wanted.products.iter().any(|&(expr, ..)| depends_on(&lowered.graph, expr, var))
             })
         };
-        let mut stored: Vec<usize> = self.numbers.variables().filter(|&(_, var)| is_read(var)).map(|(slot, _)| slot).collect();
+        let mut stored: Vec<usize> =
+            self.numbers.variables().filter(|&(_, var)| is_read(var)).map(|(slot, _)| slot).collect();
         stored.extend(lse_stages.iter().copied().filter(|slot| !stored.contains(slot)).collect::<Vec<_>>());
         let place = |slot: usize| stored.iter().position(|&known| known == slot);
         let mut codes = [None, None];
@@ -659,41 +694,4 @@ fn number_of(var: Var, wanted: &Wanted) -> Number {
 
 fn depends_on(graph: &Graph, expr: Expr, var: Var) -> bool {
     natten_core::program::derive::depends_on(graph, expr, var)
-}
-
-/// Leaves out the cotangent of a logsumexp that is not given, and then cotangents of stages that are zero.
-fn drop_zeros(lowered: &mut Lowered, has_cotangent: bool) {
-    let g = &mut lowered.graph;
-    let zero = g.float(0.0);
-    let mut absent = HashMap::new();
-    if !has_cotangent {
-        for var in [Var::GradLogsumexp, Var::Tangent(Primal::GradLogsumexp)] {
-            absent.insert(g.var(var), zero);
-        }
-    }
-    let replace = |g: &mut Graph, pushed: &mut Pushed, by: &HashMap<Expr, Expr>| {
-        pushed.value = g.substitute(pushed.value, by);
-        pushed.tangent = g.substitute(pushed.tangent, by);
-    };
-    let is_complete = matches!(lowered.grad_stages, GradStages::OfRow(_));
-    let (GradStages::OfRow(list) | GradStages::OfPairs(list)) = &mut lowered.grad_stages else { return };
-    let mut zeros = HashMap::new();
-    for (k, pushed) in list.iter_mut().enumerate() {
-        replace(g, pushed, &absent);
-        let k = k as u8;
-        if !is_complete && has_cotangent && lowered.logsumexp == Some(k) {
-            continue;
-        }
-        for (expr, var) in
-            [(pushed.value, Var::GradStage(k)), (pushed.tangent, Var::Tangent(Primal::GradStage(k)))]
-        {
-            if g.is_zero(expr) {
-                zeros.insert(g.var(var), zero);
-            }
-        }
-    }
-    replace(g, &mut lowered.grad_score, &zeros);
-    for load in &mut lowered.loads {
-        replace(g, &mut load.gradient, &zeros);
-    }
 }

@@ -119,7 +119,9 @@ impl<R: Real> Walk<'_, R> {
                 let Some(tensor) = self.operands.of_queries(vectors) else { continue };
                 let factor = if vectors.side() == 0 { self.scale() } else { R::of(1.0) };
                 // SAFETY: the box is one of the tiles, which partition the queries.
-                unsafe { self.pack_stationary(vectors, tensor, (here.batch, here.head), g, &place, factor, scratch) };
+                unsafe {
+                    self.pack_stationary(vectors, tensor, (here.batch, here.head), g, &place, factor, scratch)
+                };
             }
             let index = &mut scratch.lane_index[g * INDICES * width..][..INDICES * width];
             self.write_index(Kind::Query, &place, width, index);
@@ -127,7 +129,11 @@ impl<R: Real> Walk<'_, R> {
             for (number, initial) in numbers.chunks_exact_mut(width).zip(pass.numbers.initial()) {
                 number.fill(R::of(initial));
             }
-            let inputs = [&self.operands.logsumexp[0], &self.operands.grad_logsumexp[0], &self.operands.grad_logsumexp[1]];
+            let inputs = [
+                &self.operands.logsumexp[0],
+                &self.operands.grad_logsumexp[0],
+                &self.operands.grad_logsumexp[1],
+            ];
             for (tensor, slot) in inputs.into_iter().zip(pass.given) {
                 if let (Some(tensor), Some(slot)) = (tensor, slot) {
                     for lane in 0..place.tile.volume() {
@@ -144,7 +150,11 @@ impl<R: Real> Walk<'_, R> {
             }
         }
         for (sums, which) in scratch.sums.iter_mut().zip(Sums::ALL) {
-            let len = if sizes.sums[which as usize] { groups.len() * width * sizes.stride[which.side()] } else { 0 };
+            let len = if sizes.sums[which as usize] {
+                groups.len() * width * sizes.stride[which.side()]
+            } else {
+                0
+            };
             sums[..len].fill(R::ZERO);
         }
     }
@@ -155,13 +165,18 @@ impl<R: Real> Walk<'_, R> {
         let groups = self.groups(here);
         let (tokens, rows) = (self.problem.additional_tokens(), self.queries.rows.max(1));
         let window = self.queries.tiles.keys_of(&here.tile).map(|(keys, _)| (self.place(keys), true));
-        let additional = (0..tokens).step_by(rows).map(|first| (Place::line(first, rows.min(tokens - first)), false));
+        let additional =
+            (0..tokens).step_by(rows).map(|first| (Place::line(first, rows.min(tokens - first)), false));
         for (place, is_window) in window.chain(additional) {
             let Some(code) = &sweep.codes[usize::from(!is_window)] else { continue };
             let verdict = match is_window {
                 true => {
-                    let pairs =
-                        PairBox { batch: here.batch, head: here.head, queries: &here.tile, keys: &place.tile };
+                    let pairs = PairBox {
+                        batch: here.batch,
+                        head: here.head,
+                        queries: &here.tile,
+                        keys: &place.tile,
+                    };
                     self.verdict(&mut desk.room, pairs)
                 }
                 false => Verdict::Full,
@@ -205,7 +220,9 @@ impl<R: Real> Walk<'_, R> {
             let Some(tensor) = self.operands.of_keys(is_window, vectors) else { continue };
             let one = R::of(1.0);
             // SAFETY: the caller's.
-            unsafe { self.pack_streamed(vectors, tensor, (here.batch, head_kv), place, one, &mut desk.scratch) };
+            unsafe {
+                self.pack_streamed(vectors, tensor, (here.batch, head_kv), place, one, &mut desk.scratch)
+            };
         }
         if code.reads_index || verdict == Verdict::Partial {
             let kind = if is_window { Kind::Key } else { Kind::Additional };
@@ -223,10 +240,12 @@ impl<R: Real> Walk<'_, R> {
             scratch.live[g] &= scratch.seen[g];
             for stage in stages {
                 for lane in 0..width {
-                    let (peak, total) = (numbers[stage.peak * width + lane], numbers[stage.total * width + lane]);
+                    let (peak, total) =
+                        (numbers[stage.peak * width + lane], numbers[stage.total * width + lane]);
                     let is_dead = total == R::ZERO;
                     let inverse = if is_dead { R::ZERO } else { R::of(1.0) / total };
-                    numbers[stage.stage * width + lane] = if is_dead { R::NEG_INFINITY } else { peak + total.ln() };
+                    numbers[stage.stage * width + lane] =
+                        if is_dead { R::NEG_INFINITY } else { peak + total.ln() };
                     if let Some(slot) = stage.inverse {
                         numbers[slot * width + lane] = inverse;
                     }
@@ -260,10 +279,13 @@ impl<R: Real> Walk<'_, R> {
         let [sums, tangents, _] = &mut scratch.sums;
         for g in 0..groups.len() {
             let place = self.place(groups.group(g));
-            let numbers = &scratch.lane_numbers[g * sizes.lane_numbers * width..][..sizes.lane_numbers * width];
+            let numbers =
+                &scratch.lane_numbers[g * sizes.lane_numbers * width..][..sizes.lane_numbers * width];
             for lane in 0..place.tile.volume() {
                 let is_alive = scratch.live[g] >> lane & 1 == 1;
-                let number = |slot: Option<usize>, otherwise: R| slot.map_or(otherwise, |slot| numbers[slot * width + lane]);
+                let number = |slot: Option<usize>, otherwise: R| {
+                    slot.map_or(otherwise, |slot| numbers[slot * width + lane])
+                };
                 let factor = number(pass.factor[0], R::of(1.0));
                 let factor_tangent = number(pass.factor[1], R::ZERO);
                 let (token, at) = (place.nth(lane), (g * width + lane) * stride);
@@ -289,10 +311,11 @@ impl<R: Real> Walk<'_, R> {
                             output.write(batch, token, head, &sums[at..at + dim]);
                         }
                     }
-                    let dead = [R::NEG_INFINITY, R::ZERO];
-                    for n in 0..2 {
-                        if let Some(logsumexp) = self.operands.logsumexp[n].as_ref().filter(|_| n == 1 || self.op == Op::Forward) {
-                            let value = if is_alive { number(pass.logsumexp[n], dead[n]) } else { dead[n] };
+                    for (n, dead) in [R::NEG_INFINITY, R::ZERO].into_iter().enumerate() {
+                        if let Some(logsumexp) =
+                            self.operands.logsumexp[n].as_ref().filter(|_| n == 1 || self.op == Op::Forward)
+                        {
+                            let value = if is_alive { number(pass.logsumexp[n], dead) } else { dead };
                             logsumexp.set_number(batch, token, head, value);
                         }
                     }

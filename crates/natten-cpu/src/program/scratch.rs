@@ -206,8 +206,14 @@ mod tests {
         assert_eq!(scratch.streamed.map(|part| part.len()), [60, 0, 20, 20]);
         assert_eq!(scratch.stationary.map(|part| part.len()), [216, 216, 72, 72]);
         assert_eq!(scratch.sums.map(|part| part.len()), [96, 0, 288]);
-        assert_eq!((scratch.tiles.len(), scratch.lane_numbers.len(), scratch.row_numbers.len()), (80, 96, 30));
-        assert_eq!((scratch.lane_index.len(), scratch.row_index.len(), scratch.axis_masks.len()), (96, 40, 7));
+        assert_eq!(
+            (scratch.tiles.len(), scratch.lane_numbers.len(), scratch.row_numbers.len()),
+            (80, 96, 30)
+        );
+        assert_eq!(
+            (scratch.lane_index.len(), scratch.row_index.len(), scratch.axis_masks.len()),
+            (96, 40, 7)
+        );
         assert_eq!((scratch.masks.len(), scratch.live.len(), scratch.code.len()), (5, 3, 11));
     }
 }

@@ -121,7 +121,8 @@ impl<R: Real> program::Captured for Loaded<'_, '_, R> {
         // Elements of a box lie in runs of the last axis where no other is wider than one.
         let mut leading = 1;
         for (&extent, span) in shape.iter().zip(index) {
-            let [low, high] = span.map(|i| usize::try_from(i.max(0)).map_or(extent - 1, |i| i.min(extent - 1)));
+            let [low, high] =
+                span.map(|i| usize::try_from(i.max(0)).map_or(extent - 1, |i| i.min(extent - 1)));
             leading *= elements;
             elements = high - low + 1;
             first = first * extent + low;

@@ -4,8 +4,8 @@
 //! and the query. Otherwise a unit has a table for itself, of its head's elements alone where the first index is the
 //! head, and the tables are added in their order at the end: the same sum for any number of threads.
 
-use natten_core::program::{Expr, Graph, Index, LoadGradient, Node};
 use natten_core::Problem;
+use natten_core::program::{Expr, Graph, Index, LoadGradient, Node};
 
 use super::walk::MAX_CAPTURES;
 use crate::element::Real;
@@ -61,10 +61,13 @@ impl Layout {
             .iter()
             .map(|&capture| {
                 let shape = &problem.program().captures()[usize::from(capture)].shape;
-                let of: Vec<&Load<'_>> = loads.iter().filter(|load| load.gradient.capture == capture).collect();
+                let of: Vec<&Load<'_>> =
+                    loads.iter().filter(|load| load.gradient.capture == capture).collect();
                 let sharing = match () {
                     () if of.iter().all(|load| is_exclusive(problem, shape, load)) => Sharing::Shared,
-                    () if of.iter().all(|load| is_index(load, 0, Index::Head)) && shape.first() == Some(&heads) => {
+                    () if of.iter().all(|load| is_index(load, 0, Index::Head))
+                        && shape.first() == Some(&heads) =>
+                    {
                         Sharing::OwnHead
                     }
                     () => Sharing::Own,
@@ -113,7 +116,8 @@ fn is_index(load: &Load<'_>, axis: usize, index: Index) -> bool {
 /// indexed by is clamped into, and would make them meet.
 fn is_exclusive(problem: &Problem, shape: &[usize], load: &Load<'_>) -> bool {
     let has = |index: Index, count: usize| {
-        count == 1 || shape.iter().enumerate().any(|(axis, &extent)| extent >= count && is_index(load, axis, index))
+        count == 1
+            || shape.iter().enumerate().any(|(axis, &extent)| extent >= count && is_index(load, axis, index))
     };
     let queries = problem.neighborhood().query_shape();
     let coordinates = || (0..queries.len()).all(|a| has(Index::QueryAxis(a as u8), queries[a]));
@@ -229,9 +233,8 @@ impl<'l> Tables<'l> {
                 }
             };
             // SAFETY: the caller's; the entries are inside their tables.
-            let sum: f64 = units
-                .map(|unit| unsafe { *self.data.add(table.at + unit * table.entries + of_table) })
-                .sum();
+            let sum: f64 =
+                units.map(|unit| unsafe { *self.data.add(table.at + unit * table.entries + of_table) }).sum();
             result.set(entry, R::of(sum));
         }
     }

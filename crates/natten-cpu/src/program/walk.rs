@@ -95,6 +95,7 @@ impl<R: Real> Walk<'_, R> {
     /// # Safety
     /// The group is inside the tensor.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that differs between callers")]
     pub(super) unsafe fn pack_stationary(
         &self,
         vectors: Vectors,
@@ -287,8 +288,7 @@ impl<R: Real> Outlined for OneTile<'_, '_, '_, '_, '_, R> {
         }
         let vectors = group.volume().div_ceil(S::LANES);
         let all = all_lanes(group.volume());
-        let is_masked =
-            is_partial || !sight.is_full || live != all || streamed.any_dead || code.scatters;
+        let is_masked = is_partial || !sight.is_full || live != all || streamed.any_dead || code.scatters;
 
         // What the codes read of the rows of the sight: all rows of the box, or copies of those that are seen.
         let reads_index = code.reads_index || is_partial;
@@ -330,7 +330,8 @@ impl<R: Real> Outlined for OneTile<'_, '_, '_, '_, '_, R> {
         if code.scatters {
             walk.tables.of_unit(streamed.unit, streamed.head, &mut tables);
         }
-        let lane_numbers = scratch.lane_numbers.as_mut_ptr().wrapping_add(g * walk.sizes.lane_numbers * width);
+        let lane_numbers =
+            scratch.lane_numbers.as_mut_ptr().wrapping_add(g * walk.sizes.lane_numbers * width);
         let around = Around {
             rows,
             lanes: group.volume(),
@@ -356,7 +357,8 @@ impl<R: Real> Outlined for OneTile<'_, '_, '_, '_, '_, R> {
                 }
             }
             if direction == Direction::Keys {
-                scratch.seen[g] |= if is_masked { masks.iter().fold(0, |seen, &mask| seen | mask) } else { all };
+                scratch.seen[g] |=
+                    if is_masked { masks.iter().fold(0, |seen, &mask| seen | mask) } else { all };
             }
             for &n in &code.zeros {
                 around.tile::<S>(n).fill(R::ZERO);
@@ -367,8 +369,22 @@ impl<R: Real> Outlined for OneTile<'_, '_, '_, '_, '_, R> {
                 let panel = &scratch.stationary[dot.stationary as usize][g * dim * width..][..dim * width];
                 let from = (&*scratch.streamed[dot.streamed as usize], stride);
                 match dot.adds {
-                    true => products_into::<S, true>(&sight, dim, vectors, from, panel, around.tile::<S>(dot.tile)),
-                    false => products_into::<S, false>(&sight, dim, vectors, from, panel, around.tile::<S>(dot.tile)),
+                    true => products_into::<S, true>(
+                        &sight,
+                        dim,
+                        vectors,
+                        from,
+                        panel,
+                        around.tile::<S>(dot.tile),
+                    ),
+                    false => products_into::<S, false>(
+                        &sight,
+                        dim,
+                        vectors,
+                        from,
+                        panel,
+                        around.tile::<S>(dot.tile),
+                    ),
                 }
             }
             let pairs = Pairs { direction, group, streamed: place.tile.start, sight: &sight, width };
@@ -532,9 +548,10 @@ impl<'t, R: Real> Around<'t, R> {
             *numbers = unsafe {
                 match self.direction {
                     Direction::Keys => &*self.number::<S>(slot),
-                    Direction::Queries => {
-                        std::slice::from_raw_parts(self.row_numbers.0.add(slot * self.row_numbers.2), self.rows)
-                    }
+                    Direction::Queries => std::slice::from_raw_parts(
+                        self.row_numbers.0.add(slot * self.row_numbers.2),
+                        self.rows,
+                    ),
                 }
             };
         }

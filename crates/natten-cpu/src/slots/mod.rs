@@ -23,12 +23,11 @@ use self::work::{KeySums, Keys, QuerySums, Store, Term, Work};
 use crate::element::Real;
 use crate::engine::{Crew, Engine, Line, Tensors, lines};
 use crate::isa::Isa;
-use crate::kernel::{Bias, BiasGradient, Scratch, ScratchSizes, bias_partials_per_head};
+use crate::kernel::{Bias, BiasGradient, Scratch, ScratchSizes, bias_partials_per_head, sum_bias_tables};
 use crate::lanes::Direction;
 use crate::simd::{self, lanes};
 use crate::tiling::Pass;
-use crate::tokens::{Entries, Tokens};
-use crate::view::ViewMut;
+use crate::tokens::Tokens;
 
 /// An operation of the unfused pair, prepared.
 #[derive(Debug)]
@@ -100,7 +99,7 @@ impl Unfused {
             }
         });
         if let Some(view) = tensors.output(Role::GradRpb) {
-            self.sum_tables::<R>(tables, view);
+            sum_bias_tables::<R>(tables, bias_partials_per_head(self.problem.heads()), view);
         }
     }
 
@@ -208,19 +207,6 @@ impl Unfused {
             store,
             query_sums,
             key_sums,
-        }
-    }
-
-    /// Sums the partial tables of the bias gradient, in their order.
-    fn sum_tables<R: Real>(&self, tables: &[f64], view: &mut ViewMut<'_>) {
-        let (heads, parts) = (self.problem.heads(), bias_partials_per_head(self.problem.heads()));
-        let entries: usize = view.shape()[1..].iter().product();
-        let table = Entries::new(view);
-        for head in 0..heads {
-            for entry in 0..entries {
-                let sum: f64 = (0..parts).map(|part| tables[(head * parts + part) * entries + entry]).sum();
-                table.set(head * entries + entry, R::of(sum));
-            }
         }
     }
 }

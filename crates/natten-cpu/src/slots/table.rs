@@ -60,21 +60,13 @@ impl SlotOrder {
 
     /// What a query takes off a key's number: that of its window's first key.
     fn origin(&self, tile: &TileBox, position: [usize; 3]) -> isize {
-        let mut origin = 0;
-        for a in 0..3 {
-            let window = self.axes[a].window(tile.group[a], position[a]);
-            origin += window.start as isize * self.strides[a];
-        }
-        origin
+        let start = |a: usize| self.axes[a].window(tile.group[a], position[a]).start;
+        self.number(std::array::from_fn(start))
     }
 
     /// A key's number.
     fn number(&self, position: [usize; 3]) -> isize {
-        let mut number = 0;
-        for a in 0..3 {
-            number += position[a] as isize * self.strides[a];
-        }
-        number
+        position.into_iter().zip(self.strides).map(|(position, stride)| position as isize * stride).sum()
     }
 
     /// The slot of a pair: a part of the query and a part of the key.

@@ -1,7 +1,7 @@
 //! The operations: each a loop over the rows of its places. This is compiled once an instruction set and type.
 
 use natten_core::Element;
-use natten_core::program::expr::{float_unary, int_binary};
+use natten_core::program::numeric::{float_unary, int_binary};
 use natten_core::program::{Binary, Compare, Type, Unary};
 
 use super::build::{Coordinate, Op};

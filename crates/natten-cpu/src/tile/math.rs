@@ -229,7 +229,7 @@ pub(super) unsafe fn powi<S: Simd>(x: S::V, n: i32) -> S::V {
 #[cfg(test)]
 mod tests {
     use natten_core::program::Unary;
-    use natten_core::program::expr::float_unary;
+    use natten_core::program::numeric::float_unary;
 
     use super::super::tests::close;
     use super::*;

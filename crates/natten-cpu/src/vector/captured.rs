@@ -2,12 +2,11 @@
 
 use std::cell::Cell;
 
-use half::{bf16, f16};
 use natten_core::program::Buffer;
-use natten_core::{DType, Element, MAX_CAPTURES, Role};
+use natten_core::{DType, MAX_CAPTURES, Role};
 
 use super::Place;
-use crate::element::Real;
+use crate::element::{Real, read_number, write_number};
 use crate::engine::Tensors;
 use crate::view::{MAX_AXES, View, ViewMut};
 
@@ -43,7 +42,14 @@ impl Grid {
 
     /// The offsets of a row's `lanes` lanes; rows of registers are `stride` apart.
     #[inline(always)]
-    pub(super) fn row(&self, place: &Place, at: impl Fn(usize) -> i32, row: usize, lanes: usize, stride: usize) -> Offsets {
+    pub(super) fn row(
+        &self,
+        place: &Place,
+        at: impl Fn(usize) -> i32,
+        row: usize,
+        lanes: usize,
+        stride: usize,
+    ) -> Offsets {
         let mut first = 0;
         for (axis, register) in place.axes.iter().enumerate().filter(|(_, register)| !register.lanes) {
             first += self.step(axis, at(register.row(row, stride)));
@@ -113,23 +119,20 @@ impl Captured {
     /// The offset is that of an element.
     #[inline(always)]
     unsafe fn number(&self, offset: isize) -> f64 {
-        let from = self.at(offset);
         // SAFETY: the caller's; views are aligned to their type.
-        unsafe {
-            match self.dtype {
-                DType::F64 => from.cast::<f64>().read(),
-                DType::F32 => from.cast::<f32>().read().to_f64(),
-                DType::F16 => Element::to_f64(from.cast::<f16>().read()),
-                DType::Bf16 => Element::to_f64(from.cast::<bf16>().read()),
-                DType::I32 => from.cast::<i32>().read().to_f64(),
-                _ => f64::NAN,
-            }
-        }
+        unsafe { read_number(self.dtype, self.at(offset)) }
     }
 
     /// Loads the lanes of a row as numbers.
     #[inline(always)]
-    pub(super) fn numbers<R: Real>(&self, place: &Place, at: &[i32], row: usize, stride: usize, to: &mut [R]) {
+    pub(super) fn numbers<R: Real>(
+        &self,
+        place: &Place,
+        at: &[i32],
+        row: usize,
+        stride: usize,
+        to: &mut [R],
+    ) {
         match self.grid.row(place, |i| at[i], row, to.len(), stride) {
             // SAFETY: every index was clamped into its axis, and the view was checked against its memory when it was made.
             Offsets::Even(first, step) if self.dtype.accumulator() == R::DTYPE => unsafe {
@@ -153,7 +156,14 @@ impl Captured {
 
     /// Loads the lanes of a row as integers.
     #[inline(always)]
-    pub(super) fn integers(&self, place: &Place, at: &[Cell<i32>], row: usize, stride: usize, to: &[Cell<i32>]) {
+    pub(super) fn integers(
+        &self,
+        place: &Place,
+        at: &[Cell<i32>],
+        row: usize,
+        stride: usize,
+        to: &[Cell<i32>],
+    ) {
         let offsets = self.grid.row(place, |i| at[i].get(), row, to.len(), stride);
         for (lane, to) in to.iter().enumerate() {
             let offset = match offsets {
@@ -222,15 +232,6 @@ impl Target {
     pub(crate) unsafe fn set(&self, index: usize, value: f64) {
         let to = self.data.wrapping_offset(self.grid.nth(index) * self.dtype.size().cast_signed());
         // SAFETY: the caller's; views are aligned to their type.
-        unsafe {
-            match self.dtype {
-                DType::F64 => to.cast::<f64>().write(value),
-                DType::F32 => to.cast::<f32>().write(Element::from_f64(value)),
-                DType::F16 => to.cast::<f16>().write(Element::from_f64(value)),
-                DType::Bf16 => to.cast::<bf16>().write(Element::from_f64(value)),
-                // Integers have no gradients.
-                _ => {}
-            }
-        }
+        unsafe { write_number(self.dtype, to, value) };
     }
 }

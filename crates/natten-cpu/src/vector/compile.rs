@@ -234,7 +234,8 @@ impl Tape {
 
 impl Place {
     fn new(graph: &Graph, index: &[Expr], axes: Vec<Register>) -> Self {
-        let mut varying = axes.iter().enumerate().filter(|(_, register)| register.lanes).map(|(axis, _)| axis);
+        let mut varying =
+            axes.iter().enumerate().filter(|(_, register)| register.lanes).map(|(axis, _)| axis);
         let along = match (varying.next(), varying.next()) {
             (Some(axis), None) if matches!(graph.node(index[axis]), Node::Index(_)) => Some(axis),
             _ => None,

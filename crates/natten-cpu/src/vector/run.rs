@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use natten_core::program::expr::{float_binary, float_unary, int_binary};
+use natten_core::program::numeric::{float_binary, float_unary, int_binary};
 use natten_core::program::{Binary, Compare, Index, Type, Unary, Var};
 
 use super::{Action, CapturedSet, Instruction, Register, Registers, Tape};
@@ -35,7 +35,11 @@ impl Tape {
                 registers.integers[register.at] = integer(index(which));
             }
         }
-        run(isa, Block { tape: self, instructions: &self.before, captured, rows: self.rows, lanes: self.lanes }, registers);
+        run(
+            isa,
+            Block { tape: self, instructions: &self.before, captured, rows: self.rows, lanes: self.lanes },
+            registers,
+        );
     }
 
     /// Sets the indices of a block's tokens, which are `count` rows, or lanes.
@@ -174,7 +178,13 @@ impl Block<'_> {
     }
 
     #[inline(always)]
-    fn row<R: Real>(&self, instruction: &Instruction, row: usize, numbers: &[Cell<R>], integers: &[Cell<i32>]) {
+    fn row<R: Real>(
+        &self,
+        instruction: &Instruction,
+        row: usize,
+        numbers: &[Cell<R>],
+        integers: &[Cell<i32>],
+    ) {
         let Instruction { action, of, to, arguments: [a, b, c] } = instruction;
         let start = |register: &Register| register.row(row, self.tape.lanes);
         let number = |register: &Register| &numbers[start(register)..][..register.width(self.lanes)];

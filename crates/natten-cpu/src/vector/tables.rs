@@ -52,7 +52,11 @@ impl User<'_> {
                     && matches!(self.graph.node(load.index[axis]), Node::Index(index) if names.contains(index))
             })
         };
-        Some([axis(self.batch, &[Index::Batch])?, axis(self.heads, self.head)?, axis(self.tokens, &self.token)?])
+        Some([
+            axis(self.batch, &[Index::Batch])?,
+            axis(self.heads, self.head)?,
+            axis(self.tokens, &self.token)?,
+        ])
     }
 
     /// Whether no two tokens load the same element of a captured tensor.
@@ -205,7 +209,13 @@ impl Scatter {
     }
 
     /// Of a tape whose roots from `first` on are [`roots`](Self::roots) of the same loads.
-    pub(crate) fn new(tape: &Tape, graph: &Graph, loads: &[LoadGradient], first: usize, tables: &Tables) -> Self {
+    pub(crate) fn new(
+        tape: &Tape,
+        graph: &Graph,
+        loads: &[LoadGradient],
+        first: usize,
+        tables: &Tables,
+    ) -> Self {
         let mut at = first;
         let loads = loads.iter().filter_map(|load| {
             let place = tape.place(graph, &load.index, at);
@@ -233,7 +243,8 @@ impl Scatter {
         for load in &self.loads {
             let table = &tables.tables[load.table];
             let part = if table.count == 1 { 0 } else { part };
-            let table_of_part = memory.pointer(&(table.at + part * table.entries..table.at + (part + 1) * table.entries));
+            let table_of_part =
+                memory.pointer(&(table.at + part * table.entries..table.at + (part + 1) * table.entries));
             let stride = tape.lanes;
             let places = |at: usize| registers.integers[at];
             for row in 0..rows {

@@ -1,5 +1,5 @@
-//! Linear attention by its recurrence: forward, backward, and the tangents of both, by the same text on numbers that carry
-//! tangents.
+//! Linear attention in chunks of its recurrence: forward, backward, and the tangents of both, by the same text on numbers
+//! that carry tangents.
 
 use natten_core::program::{Buffer, Expr, Index, LoadGradient, LoweredVector, Node, Primal, Pushed, Var};
 use natten_core::{Error, Op, Result, Role};
@@ -12,6 +12,36 @@ use super::{Builder, pieces, text};
 use crate::NAME;
 use crate::family::Argument;
 use crate::render::{Leaves, Rendered, render};
+
+/// Results, and their tangents, by the kernels' names.
+const OUTPUT: [&str; 2] = ["to_output", "to_output_t"];
+const FINAL_STATE: [&str; 2] = ["to_final_state", "to_final_state_t"];
+const GRAD_INITIAL_STATE: [&str; 2] = ["to_grad_initial_state", "to_grad_initial_state_t"];
+const ROWS: [&str; 4] = ["to_grad_query", "to_grad_query_t", "to_grad_key", "to_grad_key_t"];
+const COLUMNS: [&str; 2] = ["to_grad_value", "to_grad_value_t"];
+
+/// Tokens of a chunk: `CHUNK` of the kernels.
+const CHUNK: usize = 64;
+
+/// Rows that a thread keeps of a chunk's states: one every `SEGMENT` tokens of the kernels, and a segment.
+const KEPT: usize = 8 + 8;
+
+/// Threads of a block.
+const THREADS: usize = 128;
+
+/// Threads a multiprocessor that keep such rows: about as many as it has registers for.
+const KEEPERS: usize = 256;
+
+/// What each text is made for: `PASS` of the kernels.
+#[derive(Clone, Copy, Debug)]
+enum Pass {
+    Outputs,
+    Rows,
+    Columns,
+    Decays,
+    States,
+    Grads,
+}
 
 pub(super) fn build(
     builder: &mut Builder<'_>,
@@ -30,12 +60,27 @@ pub(super) fn build(
     put_states(builder, places);
     let lowered = LoweredVector::new(problem.program(), decay, false, is_second, &tangents.captures);
     let linear = Linear { lowered };
-    let forward = ["to_output", "to_output_t", "to_final_state", "to_final_state_t"];
-    if forward.iter().any(|name| places.get(name).is_some()) {
-        linear.forward(builder, places, &forward)?;
+    let is_backward = matches!(op, Op::Backward | Op::BackwardJvp);
+    let is_there = |names: &[&str]| names.iter().any(|name| places.get(name).is_some());
+    let of_outputs = is_there(&OUTPUT);
+    let of_rows = is_backward && (is_there(&ROWS) || !wants.captures.is_empty());
+    let of_columns = is_backward && wants.value;
+    let chunked = [problem.batch(), problem.heads(), linear.chunks(builder)];
+    let mut states = None;
+    if of_outputs || of_rows || is_there(&FINAL_STATE) {
+        states = Some(linear.states(builder, places, chunked, Pass::States, &FINAL_STATE)?);
     }
-    if matches!(op, Op::Backward | Op::BackwardJvp) {
-        linear.backward(builder, places, wants)?;
+    if let Some(states) = states.clone().filter(|_| of_outputs) {
+        linear.outputs(builder, places, chunked, states)?;
+    }
+    if of_rows || of_columns || is_backward && is_there(&GRAD_INITIAL_STATE) {
+        let grads = linear.states(builder, places, chunked, Pass::Grads, &GRAD_INITIAL_STATE)?;
+        if of_columns {
+            linear.columns(builder, places, grads.clone())?;
+        }
+        if let Some(states) = states.filter(|_| of_rows) {
+            linear.rows(builder, places, wants, [states, grads])?;
+        }
     }
     Ok(())
 }
@@ -58,6 +103,11 @@ fn put_states(builder: &Builder<'_>, places: &mut Places) {
     }
 }
 
+/// A count of units; the kernels' loops take what is more than can be launched.
+fn product(counts: &[usize]) -> usize {
+    counts.iter().fold(1, |product: usize, &n| product.saturating_mul(n))
+}
+
 /// The decay's functions.
 struct Linear {
     lowered: LoweredVector,
@@ -70,7 +120,7 @@ impl Linear {
         builder: &Builder<'_>,
         places: &Places,
         written: &[&str],
-        pass: u8,
+        pass: Pass,
         loads: &[&LoadGradient],
         shape: &[usize],
     ) -> Result<(String, Vec<Argument>)> {
@@ -79,7 +129,7 @@ impl Linear {
         let is_second = builder.request.op == Op::BackwardJvp;
         let defines = [
             ("TANGENTS", i32::from(builder.request.op.is_forward_mode()).to_string()),
-            ("PASS", pass.to_string()),
+            ("PASS", (pass as u8).to_string()),
             ("SCATTER_PAIRS", "0".to_owned()),
             ("LOADS", loads.len().to_string()),
         ];
@@ -126,57 +176,98 @@ impl Linear {
         count: usize,
         arguments: Vec<Argument>,
     ) {
-        let blocks = (count as u64).div_ceil(128).min(i32::MAX as u64);
-        builder.launch_blocks(source, entry, blocks, 128, arguments);
+        let blocks = count.div_ceil(THREADS).min(i32::MAX as usize) as u64;
+        builder.launch_blocks(source, entry, blocks, THREADS as u32, arguments);
     }
 
-    fn forward(&self, builder: &mut Builder<'_>, places: &Places, written: &[&str]) -> Result<()> {
-        let (source, arguments) = self.source(builder, places, written, 0, &[], &[])?;
-        let problem = builder.problem;
-        let columns = problem.batch() * problem.heads() * problem.head_dim_v();
+    /// Chunks of a sequence.
+    fn chunks(&self, builder: &Builder<'_>) -> usize {
+        builder.problem.neighborhood().key_shape().iter().product::<usize>().div_ceil(CHUNK)
+    }
+
+    /// Room for numbers, with their tangents where there are any.
+    fn reserve(builder: &mut Builder<'_>, counts: &[usize]) -> Argument {
+        let numbers = 1 + u64::from(builder.request.op.is_forward_mode());
+        let count = counts.iter().fold(numbers, |product, &n| product.saturating_mul(n as u64));
+        Argument::Workspace(builder.reserve(count))
+    }
+
+    /// The states that chunks begin with, or the cotangents of those that they end with, and what comes behind them all.
+    fn states(
+        &self,
+        builder: &mut Builder<'_>,
+        places: &Places,
+        chunked: [usize; 3],
+        pass: Pass,
+        written: &[&str],
+    ) -> Result<Argument> {
+        let entries = match pass {
+            Pass::Grads => ["linear_grad_parts", "linear_grad_scan"],
+            _ => ["linear_state_parts", "linear_state_scan"],
+        };
+        let [dim, dim_v] = [builder.problem.head_dim(), builder.problem.head_dim_v()];
+        let [batch, heads, chunks] = chunked;
+        let states = Self::reserve(builder, &[batch, heads, chunks, dim, dim_v]);
+        let factors = Self::reserve(builder, &chunked);
+        let (source, mut arguments) = self.source(builder, places, written, pass, &[], &[])?;
+        arguments.extend([states.clone(), factors]);
+        let of_parts = product(&[batch, heads, chunks, dim_v]);
+        Self::threads(builder, source.clone(), entries[0], of_parts, arguments.clone());
+        Self::threads(builder, source, entries[1], product(&[batch, heads, dim, dim_v]), arguments);
+        Ok(states)
+    }
+
+    fn outputs(
+        &self,
+        builder: &mut Builder<'_>,
+        places: &Places,
+        [batch, heads, chunks]: [usize; 3],
+        states: Argument,
+    ) -> Result<()> {
+        let (source, mut arguments) = self.source(builder, places, &OUTPUT, Pass::Outputs, &[], &[])?;
+        arguments.push(states);
+        let columns = product(&[batch, heads, chunks, builder.problem.head_dim_v()]);
         Self::threads(builder, source, "linear_forward", columns, arguments);
         Ok(())
     }
 
-    fn backward(&self, builder: &mut Builder<'_>, places: &Places, wants: &Wants) -> Result<()> {
+    /// The gradients of queries and keys, and of what the decay loads.
+    fn rows(
+        &self,
+        builder: &mut Builder<'_>,
+        places: &Places,
+        wants: &Wants,
+        states_and_grads: [Argument; 2],
+    ) -> Result<()> {
         let problem = builder.problem;
-        let numbers = if builder.request.op == Op::BackwardJvp { 2 } else { 1 };
         let tokens: usize = problem.neighborhood().key_shape().iter().product();
         let groups = problem.batch() * problem.heads_kv();
-        let reserve = |builder: &mut Builder<'_>, counts: &[usize]| {
-            let count = counts.iter().fold(numbers, |product: u64, &n| product.saturating_mul(n as u64));
-            Argument::Workspace(builder.reserve(count))
-        };
-        // States are kept so often that both parts of the memory are about as large.
-        let segment = (tokens as f64).sqrt().ceil() as usize;
-        let kept = tokens.div_ceil(segment) + segment;
-        let decays = reserve(builder, &[problem.batch(), problem.heads(), tokens, problem.head_dim()]);
-        let written = [
-            "to_grad_query",
-            "to_grad_query_t",
-            "to_grad_key",
-            "to_grad_key_t",
-            "to_grad_initial_state",
-            "to_grad_initial_state_t",
-        ];
-        let of_rows = written.iter().any(|name| places.get(name).is_some());
-        if of_rows || !wants.captures.is_empty() {
-            let sums = reserve(builder, &[tokens, groups, problem.head_dim()]);
-            let kept = reserve(builder, &[kept, groups, problem.head_dim(), problem.head_dim_v()]);
-            let (source, mut arguments) = self.source(builder, places, &written, 1, &[], &[])?;
-            arguments.extend([sums, kept, decays.clone(), Argument::I32(segment as i32)]);
-            Self::threads(builder, source, "linear_rows", groups * problem.head_dim(), arguments);
-        }
-        if wants.value {
-            let sums = reserve(builder, &[tokens, groups, problem.head_dim_v()]);
-            let written = ["to_grad_value", "to_grad_value_t"];
-            let (source, mut arguments) = self.source(builder, places, &written, 2, &[], &[])?;
-            arguments.push(sums);
-            Self::threads(builder, source, "linear_columns", groups * problem.head_dim_v(), arguments);
-        }
+        let [dim, dim_v] = [problem.head_dim(), problem.head_dim_v()];
+        let units = product(&[groups, self.chunks(builder), dim]);
+        let threads = units.min(builder.target.units as usize * KEEPERS).next_multiple_of(THREADS);
+        let decays = Self::reserve(builder, &[problem.batch(), problem.heads(), tokens, dim]);
+        let sums = Self::reserve(builder, &[tokens, groups, dim]);
+        let kept = Self::reserve(builder, &[KEPT, threads, dim_v]);
+        let (source, mut arguments) = self.source(builder, places, &ROWS, Pass::Rows, &[], &[])?;
+        arguments.extend(states_and_grads);
+        arguments.extend([sums, kept, decays.clone()]);
+        Self::threads(builder, source, "linear_rows", threads.min(units), arguments);
         for &capture in &wants.captures {
             self.scatter(builder, places, capture, decays.clone())?;
         }
+        Ok(())
+    }
+
+    /// The gradients of values.
+    fn columns(&self, builder: &mut Builder<'_>, places: &Places, grads: Argument) -> Result<()> {
+        let problem = builder.problem;
+        let tokens: usize = problem.neighborhood().key_shape().iter().product();
+        let groups = problem.batch() * problem.heads_kv();
+        let sums = Self::reserve(builder, &[tokens, groups, problem.head_dim_v()]);
+        let (source, mut arguments) = self.source(builder, places, &COLUMNS, Pass::Columns, &[], &[])?;
+        arguments.extend([grads, sums]);
+        let units = product(&[groups, self.chunks(builder), problem.head_dim_v()]);
+        Self::threads(builder, source, "linear_columns", units, arguments);
         Ok(())
     }
 
@@ -201,7 +292,7 @@ impl Linear {
             return Ok(());
         }
         let shape = &problem.program().captures()[usize::from(capture)].shape;
-        let (source, mut arguments) = self.source(builder, places, &[], 3, &loads, shape)?;
+        let (source, mut arguments) = self.source(builder, places, &[], Pass::Decays, &loads, shape)?;
         arguments.push(decays);
         let tokens: usize = problem.neighborhood().key_shape().iter().product();
         let extents = [problem.batch(), problem.heads(), tokens].map(|n| n as u64);

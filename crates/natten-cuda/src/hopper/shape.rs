@@ -71,6 +71,8 @@ pub(super) struct Shape {
     pub(super) query_ring: usize,
     /// Blocks that share a multiprocessor.
     pub(super) blocks: u32,
+    /// Planes that an operand is split into.
+    pub(super) planes: usize,
 }
 
 /// How a block is staffed: warpgroups, blocks that share a multiprocessor, registers of the producer and of a consumer.
@@ -78,11 +80,16 @@ const STAFFS: [(usize, u32, usize, usize); 4] =
     [(2, 1, 24, 240), (3, 1, 32, 160), (1, 2, 24, 232), (1, 3, 24, 136)];
 
 impl Shape {
-    /// The cheapest shape for a problem.
+    /// The cheapest shape for a problem whose operands are split into `planes`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] where the options ask for boxes that the kernel does not have.
-    pub(super) fn choose(problem: &Problem, options: &PlanOptions, target: &Target) -> Result<Self> {
+    pub(super) fn choose(
+        problem: &Problem,
+        options: &PlanOptions,
+        target: &Target,
+        planes: usize,
+    ) -> Result<Self> {
         let wanted = |name, tile: &Option<Vec<usize>>| match tile {
             Some(tile) => padded_tile(name, tile, problem).map(Some),
             None => Ok(None),
@@ -91,19 +98,20 @@ impl Shape {
         let key_tile = wanted("key_tile", &options.key_tile)?;
         let mut counts = Counts { axes: problem.neighborhood().axes(), known: HashMap::new() };
         let mut best: Option<(f64, Self)> = None;
-        for keys in
-            key_boxes(problem).into_iter().filter(|&keys| key_tile.is_none_or(|wanted| wanted == keys))
+        for keys in key_boxes(problem, planes)
+            .into_iter()
+            .filter(|&keys| key_tile.is_none_or(|wanted| wanted == keys))
         {
             for staff in STAFFS {
                 let (warpgroups, blocks, ..) = staff;
-                if !fits_registers(problem, keys.iter().product(), staff) {
+                if !fits_registers(problem, keys.iter().product(), planes, staff) {
                     continue;
                 }
                 for sub in sub_boxes(problem) {
                     for axis in 0..if warpgroups == 1 { 1 } else { MAX_RANK } {
                         let mut groups = [1; MAX_RANK];
                         groups[axis] = warpgroups;
-                        let shape = Self { sub, groups, keys, ring: 0, query_ring: 0, blocks };
+                        let shape = Self { sub, groups, keys, ring: 0, query_ring: 0, blocks, planes };
                         let is_wanted = query_tile.is_none_or(|wanted| wanted == shape.query_tile());
                         if let Some(shape) = shape.with_ring(problem, target).filter(|_| is_wanted) {
                             let cost = shape.cost(problem, target, &mut counts);
@@ -116,6 +124,11 @@ impl Shape {
             }
         }
         best.map(|(_, shape)| shape).ok_or_else(|| {
+            if planes > 1 && query_tile.is_none() && key_tile.is_none() {
+                let what = format!("vectors of {} numbers", problem.head_dim().max(problem.head_dim_v()));
+                let why = format!("{planes} planes of them do not fit shared memory");
+                return Error::unsupported(NAME, what, why);
+            }
             Error::unsupported(
                 NAME,
                 "these boxes",
@@ -163,7 +176,7 @@ impl Shape {
 
     /// Shared memory: queries, the ring, barriers, and what aligning them may take.
     pub(super) fn shared_bytes(&self, problem: &Problem) -> u32 {
-        let row = |dim: usize| dim.next_multiple_of(chunk(problem)) * 2;
+        let row = |dim: usize| dim.next_multiple_of(chunk(problem)) * 2 * self.planes;
         let queries = self.warpgroups() * ROWS * row(problem.head_dim());
         let key_box = self.box_keys() * (row(problem.head_dim()) + row(problem.head_dim_v()));
         let barriers = 16 * self.query_ring + 32 * self.ring;
@@ -212,8 +225,9 @@ impl Shape {
         } else {
             keys + model::BOX_KEYS
         };
-        let pairs = rows * in_keys * (model::PAIR + model::PAIR_COLUMN * columns) / rate;
-        let bytes = 4.0 * columns * keys / model::BYTES;
+        let products = (self.planes * (self.planes + 1) / 2) as f64;
+        let pairs = rows * in_keys * (model::PAIR + model::PAIR_COLUMN * columns * products) / rate;
+        let bytes = 4.0 * columns * keys * self.planes as f64 / model::BYTES;
         let masked = 1.0 - full / visits.max(1.0);
         let visit = pairs.max(bytes) * (1.0 + model::MASK * masked);
         let item = (visits / boxes + additional) * visit + model::ITEM / f64::from(self.blocks);
@@ -229,7 +243,7 @@ impl Shape {
 
 /// Whether a consumer keeps its scores, weights and sums in registers; and the widest instruction's operands, before the
 /// roles have exchanged registers, in those that every thread starts with.
-fn fits_registers(problem: &Problem, keys: usize, staff: (usize, u32, usize, usize)) -> bool {
+fn fits_registers(problem: &Problem, keys: usize, planes: usize, staff: (usize, u32, usize, usize)) -> bool {
     let (warpgroups, blocks, _, consumer) = staff;
     let sums = problem.head_dim_v() / 2;
     let at_entry = REGISTERS / (128 * (warpgroups + 1) * blocks as usize) / 8 * 8;
@@ -244,7 +258,15 @@ fn fits_registers(problem: &Problem, keys: usize, staff: (usize, u32, usize, usi
         _ => OTHER_REGISTERS,
     };
     let other = functions + other;
-    keys / 2 + keys / 4 + sums + other <= consumer && (keys / 2).max(sums) + 28 <= at_entry
+    let products = if promotes(problem, planes) { sums } else { 0 };
+    keys / 2 + keys / 4 * planes + sums + products + other <= consumer
+        && (keys / 2).max(sums) + 28 <= at_entry
+}
+
+/// Whether a key box's values are added to the sums in f32, for which both have to fit registers: wgmma cuts off what its
+/// own sums cannot hold, thousands of times a row, and by that is off as much as two planes are.
+pub(super) fn promotes(problem: &Problem, planes: usize) -> bool {
+    planes > 1 && problem.head_dim_v() <= 128
 }
 
 /// In how many parts a box's last axis is loaded: the copy engine spans at most 256 tokens.
@@ -277,8 +299,9 @@ fn sub_boxes(problem: &Problem) -> Vec<[usize; MAX_RANK]> {
 }
 
 /// Boxes of keys: whole steps of 16, their last axis such that mask bits follow it.
-fn key_boxes(problem: &Problem) -> Vec<[usize; MAX_RANK]> {
-    const LEAST: usize = 48;
+fn key_boxes(problem: &Problem, planes: usize) -> Vec<[usize; MAX_RANK]> {
+    // More planes of long vectors leave room for fewer keys.
+    let least = if planes == 1 { 48 } else { 16 };
     const MOST: usize = 176;
     let axes = problem.neighborhood().axes();
     let most = axes.map(|axis| axis.key_group_len(0));
@@ -293,7 +316,7 @@ fn key_boxes(problem: &Problem) -> Vec<[usize; MAX_RANK]> {
             for x in 1..=(MOST / (z * y)).min(most[0]) {
                 let keys = x * y * z;
                 let is_whole = keys % (8 * parts(z, axes[2].dilation())) == 0;
-                if (LEAST..=MOST).contains(&keys) && keys % 16 == 0 && is_whole && (z >= 8 || y % 2 == 0) {
+                if (least..=MOST).contains(&keys) && keys % 16 == 0 && is_whole && (z >= 8 || y % 2 == 0) {
                     boxes.push([x, y, z]);
                 }
             }
@@ -348,7 +371,7 @@ mod tests {
     fn chosen(axes: &[AxisParams], dim: usize, heads: usize) -> Shape {
         let window = Neighborhood::new(axes).unwrap();
         let problem = Problem::builder(window, DType::Bf16).heads(heads).head_dim(dim).build().unwrap();
-        Shape::choose(&problem, &PlanOptions::default(), &Target::of_arch(9, 0)).unwrap()
+        Shape::choose(&problem, &PlanOptions::default(), &Target::of_arch(9, 0), 1).unwrap()
     }
 
     #[test]
@@ -391,7 +414,7 @@ mod tests {
         let problem = Problem::builder(window, DType::F16).head_dim(64).build().unwrap();
         let with = |query: usize, key: usize| {
             let options = PlanOptions::default().query_tile(&[query]).key_tile(&[key]);
-            Shape::choose(&problem, &options, &Target::of_arch(9, 0))
+            Shape::choose(&problem, &options, &Target::of_arch(9, 0), 1)
         };
         let shape = with(128, 96).unwrap();
         assert_eq!((shape.query_tile(), shape.keys), ([1, 1, 128], [1, 1, 96]));

@@ -4,7 +4,7 @@
 use natten_core::geometry::MAX_RANK;
 use natten_core::{DType, Problem};
 
-use super::shape::Shape;
+use super::shape::{self, Shape};
 use crate::forward;
 use crate::scores::Functions;
 
@@ -31,6 +31,8 @@ pub(super) fn source(
     let rows = problem.batch() * problem.heads();
     let mut text = forward::constants(problem, functions, shape.query_tile(), shape.keys, writes_logsumexp);
     let mut define = |name: &str, value: String| text += &format!("#define {name} {value}\n");
+    define("PLANES", shape.planes.to_string());
+    define("PROMOTE", i32::from(shape::promotes(problem, shape.planes)).to_string());
     for a in 0..MAX_RANK {
         define(&format!("SUB{a}"), shape.sub[a].to_string());
         define(&format!("GROUPS{a}"), shape.groups[a].to_string());
@@ -40,7 +42,7 @@ pub(super) fn source(
     define("QUERY_RING", shape.query_ring.to_string());
     define("ADDITIONAL", problem.additional_tokens().to_string());
     define("CHUNK", super::chunk(problem).to_string());
-    define("FOLD_HEADS", i32::from(super::folds_heads(problem)).to_string());
+    define("FOLD_HEADS", i32::from(super::folds_heads(problem, shape.planes)).to_string());
     define("SECTION", if is_uneven { SECTION.min(rows) } else { 1 }.to_string());
     define("REVERSE", i32::from(is_uneven).to_string());
     define("PING_PONG", i32::from(shape.warpgroups() > 1).to_string());
@@ -48,14 +50,14 @@ pub(super) fn source(
     let (producer, consumer) = shape.registers();
     define("PRODUCER_REGISTERS", producer.to_string());
     define("CONSUMER_REGISTERS", consumer.to_string());
-    let element = if problem.dtype() == DType::Bf16 { "bf16" } else { "f16" };
+    let element = if problem.dtype() == DType::F16 { "f16" } else { "bf16" };
     text += &wgmma_scores(shape.box_keys(), element);
     text += &wgmma_values(problem.head_dim_v(), element);
     text + KERNEL
 }
 
 /// Scores of 64 queries and `keys` keys, both in shared memory.
-fn wgmma_scores(keys: usize, element: &str) -> String {
+pub(crate) fn wgmma_scores(keys: usize, element: &str) -> String {
     let n = keys / 2;
     format!(
         "__device__ __forceinline__ void wgmma_scores(float (&d)[{n}], u64 a, u64 b, bool accumulate) {{\n    \

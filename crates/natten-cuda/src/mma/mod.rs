@@ -4,8 +4,8 @@
 
 mod shape;
 
-use natten_core::geometry::{Alignment, Tiles};
-use natten_core::{DType, Error, Op, OpRequest, PlanOptions, Problem, Result, Role, coverage_of};
+use natten_core::geometry::Tiles;
+use natten_core::{DType, Error, OpRequest, PlanOptions, Problem, Result, Role, coverage_of};
 
 use self::shape::Shape;
 use crate::NAME;
@@ -21,9 +21,6 @@ pub(crate) struct Mma;
 /// The kernel, its parts in order.
 const KERNEL: &str =
     concat!(include_str!("../../kernels/forward_common.cu"), include_str!("../../kernels/forward_mma.cu"));
-
-/// The longest vectors.
-const MAX_DIM: usize = 256;
 
 /// The longest axis of a window that counts as small.
 const SMALL_WINDOW: usize = 8;
@@ -72,10 +69,6 @@ fn check(problem: &Problem, request: &OpRequest, options: &PlanOptions, target: 
     if target.arch < (8, 0) {
         return decline(target.name(), "the kernel is made of instructions of sm_80");
     }
-    if request.op != Op::Forward || !request.wants.contains(Role::Output) {
-        let what = request.op.name().to_owned();
-        return decline(what, "the tensor-core kernel computes the output of a forward pass");
-    }
     if !matches!(problem.dtype(), DType::F16 | DType::Bf16) {
         return decline(problem.dtype().to_string(), "the tensor cores take 16 bits");
     }
@@ -85,28 +78,7 @@ fn check(problem: &Problem, request: &OpRequest, options: &PlanOptions, target: 
     if problem.additional_tokens() > 0 {
         return decline("additional tokens".to_owned(), "the mma.sync kernel knows those of windows");
     }
-    for (name, dim) in [("head_dim", problem.head_dim()), ("head_dim_v", problem.head_dim_v())] {
-        if !dim.is_multiple_of(8) || dim > MAX_DIM {
-            return decline(
-                format!("{name} {dim}"),
-                "rows are multiples of 16 bytes, and at most 256 numbers long",
-            );
-        }
-    }
-    let axes = problem.neighborhood().axes();
-    let is_known = |alignment| matches!(alignment, None | Some(Alignment::TopLeft | Alignment::BottomRight));
-    if !axes.iter().all(|axis| is_known(axis.alignment())) {
-        return decline("this alignment".to_owned(), "the kernel knows top-left and bottom-right");
-    }
-    // Beyond the last token a box and its reach are counted too.
-    let most = (i32::MAX / 4) as usize;
-    let tokens = axes.iter().map(|axis| axis.query_len().max(axis.key_len()));
-    let rows = problem.batch().checked_mul(problem.heads());
-    let queries = tokens.clone().try_fold(rows.unwrap_or(usize::MAX), usize::checked_mul);
-    if problem.batch() == 0 || queries.is_none_or(|n| n > most) {
-        return decline("as many queries".to_owned(), "the kernel counts its boxes in 32 bits");
-    }
-    Ok(())
+    forward::check(problem, request)
 }
 
 fn kernel(

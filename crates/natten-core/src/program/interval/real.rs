@@ -5,7 +5,8 @@
 //! of them errs, except where the operation is exact everywhere.
 
 use super::whole::Whole;
-use crate::program::expr::{Binary, Unary, float_unary};
+use crate::program::expr::{Binary, Unary};
+use crate::program::numeric::float_unary;
 
 /// The numbers that an expression takes over a box.
 #[derive(Clone, Copy, Debug, PartialEq)]

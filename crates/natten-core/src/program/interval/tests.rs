@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::program::expr::{Buffer, float_binary, float_unary, int_binary};
+use crate::program::expr::Buffer;
+use crate::program::numeric::{float_binary, float_unary, int_binary};
 
 /// A value of one pair.
 #[derive(Clone, Copy, Debug, PartialEq)]

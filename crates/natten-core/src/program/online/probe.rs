@@ -3,9 +3,8 @@
 use super::{Online, TileReduction};
 use crate::error::{Error, Result};
 use crate::program::derive;
-use crate::program::expr::{
-    Binary, Expr, Graph, Index, Node, Unary, Var, float_binary, float_unary, int_binary,
-};
+use crate::program::expr::{Binary, Expr, Graph, Index, Node, Unary, Var};
+use crate::program::numeric::{float_binary, float_unary, int_binary};
 use crate::program::row::{Reduce, Row};
 
 /// How far two ways to the same number may lie apart, beside the largest number of the row: sums of few elements, in

@@ -83,9 +83,9 @@ impl Recovery<'_> {
         // A number may follow from another, in whatever order they stand: each round finds at least one.
         while let Some(first) = self.values.iter().position(Option::is_none) {
             let before = self.values.iter().flatten().count();
-            for k in first..self.values.len() {
+            for (k, &update) in updates.iter().enumerate().skip(first) {
                 if self.values[k].is_none() {
-                    self.values[k] = self.find(graph, k, updates[k]);
+                    self.values[k] = self.find(graph, k, update);
                 }
             }
             if self.values.iter().flatten().count() == before {

@@ -3,13 +3,15 @@ use crate::DType;
 use crate::program::expr::{Binary, Type};
 use crate::program::{Algorithm, Buffer, Capture, Index, Program};
 
+type Backward = fn(&mut OnlineContext<'_>, &OnlineGradient, &[Expr]) -> Expr;
+
 /// A function put together from closures, so that a test can spoil one of them.
 struct Function {
     start: Vec<(&'static str, f64)>,
     step: fn(&mut OnlineContext<'_>, Expr, &[Expr]) -> OnlineStep,
     end: fn(&mut OnlineContext<'_>, &[Expr]) -> OnlineEnd,
     forward: fn(&mut OnlineContext<'_>, Expr, &[Expr]) -> Expr,
-    backward: Option<fn(&mut OnlineContext<'_>, &OnlineGradient, &[Expr]) -> Expr>,
+    backward: Option<Backward>,
 }
 
 impl OnlineFunction for Function {

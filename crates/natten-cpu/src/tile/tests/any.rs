@@ -4,7 +4,7 @@
 //! for its arguments, so that no error is blamed on another node or grows from node to node. Then the same again with
 //! few outputs, which may change no bit.
 
-use natten_core::program::expr::{float_binary, float_unary, int_binary};
+use natten_core::program::numeric::{float_binary, float_unary, int_binary};
 use natten_core::program::{Binary, Compare, Node, Unary, random};
 use proptest::prelude::*;
 

@@ -1,0 +1,203 @@
+//! `natten simulate`: the time that a kernel takes on a NeuronCore, and for the seed's kernel whether it is right.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+use natten::{Error, Result};
+use natten_neuron::allocate::allocate;
+use natten_neuron::error::NeuronError;
+use natten_neuron::sim::compute;
+use natten_neuron::sim::report::Report;
+use natten_neuron::sim::time::time;
+use natten_neuron::timeline;
+use natten_neuron::verify::verify;
+
+use super::kernel::{AttentionArgs, Generation, SdArgs};
+use crate::console;
+
+/// What `natten simulate` is asked.
+#[derive(Debug, Args)]
+pub(crate) struct SimulateArgs {
+    #[command(subcommand)]
+    kernel: Simulated,
+}
+
+#[derive(Debug, Subcommand)]
+enum Simulated {
+    /// Attention of any window and program.
+    Attention(Box<Timed<AttentionArgs>>),
+    /// The fused self attention of Stable Diffusion 2.1, as AWS's tutorial has it.
+    SdAttention(Box<Sd>),
+}
+
+#[derive(Debug, Args)]
+struct Timed<T: Args> {
+    #[command(flatten)]
+    of: T,
+
+    /// Write the timeline: a picture to FILE.svg, or a trace for chrome://tracing to FILE.json.
+    #[arg(long, value_name = "FILE")]
+    timeline: Option<PathBuf>,
+
+    /// The part of the time that a picture shows, in microseconds.
+    #[arg(long, value_name = "FROM-TO", value_parser = range)]
+    window: Option<(f64, f64)>,
+}
+
+#[derive(Debug, Args)]
+struct Sd {
+    #[command(flatten)]
+    timed: Timed<SdArgs>,
+
+    /// Whether the result is compared with a plain one, or the time is told.
+    #[arg(long, value_enum, default_value = "perf")]
+    mode: Mode,
+
+    /// The machine.
+    #[arg(long, value_enum, default_value = "v2")]
+    target: Generation,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    Accuracy,
+    Perf,
+}
+
+fn range(text: &str) -> Result<(f64, f64), String> {
+    let wrong = || format!("'{text}' must be two numbers with a hyphen between, as in 10-20");
+    let (from, to) = text.split_once('-').ok_or_else(wrong)?;
+    Ok((from.parse().map_err(|_| wrong())?, to.parse().map_err(|_| wrong())?))
+}
+
+/// Simulates.
+///
+/// # Errors
+/// Where there is no such kernel, with the reason; [`Error::Io`] for the timeline.
+pub(crate) fn run(args: &SimulateArgs) -> Result<bool> {
+    match &args.kernel {
+        Simulated::Attention(timed) => attention(timed).map(|()| true),
+        Simulated::SdAttention(sd) => match sd.mode {
+            Mode::Accuracy => accuracy(sd),
+            Mode::Perf => perf(sd).map(|()| true),
+        },
+    }
+}
+
+fn attention(timed: &Timed<AttentionArgs>) -> Result<()> {
+    let plan = timed.of.plan()?;
+    let mut text = String::new();
+    for (name, value) in plan.config() {
+        let _ = writeln!(text, "{name:<14} {value}");
+    }
+    let mut total = 0.0;
+    for kernel in plan.kernels() {
+        let _ = writeln!(text, "\n{}\n{}", kernel.launch.kernel.name, kernel.report);
+        total += kernel.report.nanoseconds;
+    }
+    let peak = timed.of.target().target().peak_flops();
+    let mfu = 100.0 * plan.flops / (total.max(1.0) * 1e-9) / peak;
+    let _ = writeln!(text, "\n{:.1} us in all, MFU {mfu:.1}%", total / 1e3);
+    console::print(&text)?;
+    match plan.kernels().last() {
+        Some(kernel) => write_timeline(&kernel.report, timed.timeline.as_deref(), timed.window),
+        None => Ok(()),
+    }
+}
+
+fn write_timeline(report: &Report, path: Option<&Path>, window: Option<(f64, f64)>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let (from, to) = window.unwrap_or((0.0, f64::INFINITY));
+    let text = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("svg") => timeline::svg(report, from * 1e3, to * 1e3),
+        Some("json") => timeline::chrome_trace(report),
+        _ => {
+            return Err(Error::invalid(
+                "timeline",
+                path.display(),
+                "its name must end in .svg or .json",
+                "use one of the two",
+            ));
+        }
+    };
+    std::fs::write(path, text)
+        .map_err(|source| Error::Io { action: format!("write {}", path.display()), source })
+}
+
+/// The report of the seed's kernel.
+fn report(sd: &Sd) -> Result<Report> {
+    let kernel = sd.timed.of.attention()?.lower()?;
+    let target = sd.target.target();
+    verify(&kernel, &target).map_err(NeuronError::into_error)?;
+    let allocation = allocate(&kernel, &target).map_err(NeuronError::into_error)?;
+    Ok(time(&kernel, &target, &allocation))
+}
+
+/// The time, as the tutorial's script prints it: its percentiles are the model's time less and more a tenth, which is
+/// what is guessed in it.
+fn perf(sd: &Sd) -> Result<()> {
+    let report = report(sd)?;
+    let us = report.microseconds();
+    let flops = 4.0 * (sd.timed.of.length as f64).powi(2) * sd.timed.of.head_dim as f64;
+    let mfu = 100.0 * report.model_flops_utilisation(flops);
+    console::print(&format!(
+        "latency.p50 = {us:.0} us ({:.0} to {:.0} where the model guesses)\nlatency.p99 = {:.0} us\n\n{report}\n\
+         MFU {mfu:.1}%\n",
+        us * 0.9,
+        us * 1.1,
+        us * 1.1
+    ))?;
+    write_timeline(&report, sd.timed.timeline.as_deref(), sd.timed.window)
+}
+
+/// Whether the kernel gives what plain attention gives, as the tutorial's script asks: within 1e-5 and 1e-3 of it in
+/// f32; in 16 bits within 1e-2, as AWS's tests.
+fn accuracy(sd: &Sd) -> Result<bool> {
+    let args = sd.timed.of.attention()?;
+    let kernel = args.lower()?;
+    let target = sd.target.target();
+    verify(&kernel, &target).map_err(NeuronError::into_error)?;
+    allocate(&kernel, &target).map_err(NeuronError::into_error)?;
+    let (len, dim) = (args.len, args.dim);
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        args.dtype.round((state >> 40) as f32 / (1_u32 << 24) as f32)
+    };
+    let inputs: Vec<Vec<f32>> = (0..3).map(|_| (0..len * dim).map(|_| uniform()).collect()).collect();
+    let outputs = compute::run(&kernel, &target, &inputs).map_err(NeuronError::into_error)?;
+    let expected = plain(&inputs, len, dim, args.causal);
+    let (absolute, relative) = if args.dtype.size() == 4 { (1e-5, 1e-3) } else { (1e-2, 1e-2) };
+    let found = outputs.first().map_or(&[][..], Vec::as_slice);
+    let is_right =
+        found.iter().zip(&expected).all(|(&x, &y)| (f64::from(x) - y).abs() <= absolute + relative * y.abs());
+    let answer = if is_right && found.len() == expected.len() { "True" } else { "False" };
+    console::print(&format!(">>>> SD attention matches CPU reference? {answer}\n"))?;
+    Ok(answer == "True")
+}
+
+/// Plain attention in f64.
+fn plain(inputs: &[Vec<f32>], len: usize, dim: usize, causal: bool) -> Vec<f64> {
+    let row = |which: usize, at: usize| &inputs[which][at * dim..(at + 1) * dim];
+    let scale = f64::from(natten_neuron::lower::sd::SCALE);
+    let mut out = Vec::with_capacity(len * dim);
+    for query in 0..len {
+        let end = if causal { query + 1 } else { len };
+        let dot = |key: usize| -> f64 {
+            row(0, query).iter().zip(row(1, key)).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+        };
+        let scores: Vec<f64> = (0..end).map(|key| scale * dot(key)).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let mut sums = vec![0.0; dim];
+        for (key, weight) in weights.iter().enumerate() {
+            sums.iter_mut().zip(row(2, key)).for_each(|(sum, &value)| *sum += weight * f64::from(value));
+        }
+        out.extend(sums.into_iter().map(|sum| sum / total));
+    }
+    out
+}

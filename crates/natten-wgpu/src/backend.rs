@@ -1,0 +1,145 @@
+//! The backend: a device of wgpu that plans and runs attention.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use natten_core::{
+    Backend, DeviceInfo, HostTensor, OpRequest, Pending, Plan, PlanOptions, Problem, Queue, Result, Tensor,
+    TensorSpec, ready,
+};
+use pollster::block_on;
+
+use crate::adapters::{Adapters, FEATURES, info, target};
+use crate::gpu::{Gpu, failed};
+use crate::plan::WgpuPlan;
+use crate::target::Target;
+use crate::{ADAPTER_VARIABLE, CHECKED_VARIABLE, generic, memory};
+
+/// How a backend is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Options {
+    /// The adapter's number, or a part of its name; the best one where nothing is said.
+    pub adapter: Option<String>,
+    /// Whether shaders are compiled with the driver's checks: indices into buffers, loops without an end. Generated
+    /// shaders need none, and are two to three times as fast without.
+    pub checked: bool,
+}
+
+impl Options {
+    /// What `NATTEN_WGPU_ADAPTER` and `NATTEN_WGPU_CHECKED` say.
+    pub fn from_environment() -> Self {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self {
+            adapter: variable(ADAPTER_VARIABLE),
+            checked: variable(CHECKED_VARIABLE).is_some_and(|value| value == "1"),
+        }
+    }
+
+    /// The same with the driver's checks, or without.
+    #[must_use]
+    pub fn checked(self, checked: bool) -> Self {
+        Self { checked, ..self }
+    }
+}
+
+/// Attention on a device of wgpu.
+#[derive(Clone, Debug)]
+pub struct WgpuBackend {
+    info: DeviceInfo,
+    target: Target,
+    gpu: Arc<Gpu>,
+}
+
+impl WgpuBackend {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`](natten_core::Error::Unavailable) where there is no such adapter,
+    /// [`Error::Device`](natten_core::Error::Device) where it does not open.
+    pub fn new(options: &Options) -> Result<Self> {
+        let adapters = Adapters::find();
+        let adapter = adapters.pick(options.adapter.as_deref())?;
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("natten"),
+            required_features: adapter.features() & FEATURES,
+            required_limits: adapter.limits(),
+            ..Default::default()
+        };
+        let mut described = info(adapter);
+        for (number, summary) in adapters.summaries().into_iter().enumerate() {
+            let others = summary.features.iter().map(|(name, value)| format!("{name} {value}"));
+            if summary.name != described.name {
+                let text = format!("{}; {}", summary.name, others.collect::<Vec<_>>().join("; "));
+                described.features.push((format!("adapter {number}, not taken"), text));
+            }
+        }
+        let (device, queue) = block_on(adapter.request_device(&descriptor)).map_err(failed)?;
+        Ok(Self {
+            info: described,
+            target: target(adapter),
+            gpu: Arc::new(Gpu::new(adapter, device, queue, options.checked)),
+        })
+    }
+}
+
+impl WgpuBackend {
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+}
+
+impl Backend for WgpuBackend {
+    fn device(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn supports(&self, problem: &Problem, request: &OpRequest) -> Result<()> {
+        generic::sequence(problem, request, &PlanOptions::default(), &self.target).map(|_| ())
+    }
+
+    fn plan<'a>(
+        &'a self,
+        problem: &'a Problem,
+        request: &'a OpRequest,
+        options: &'a PlanOptions,
+    ) -> Pending<'a, Arc<dyn Plan>> {
+        let sequence = options
+            .check_full_precision(self.info.backend)
+            .and_then(|()| generic::sequence(problem, request, options, &self.target));
+        let plan =
+            sequence.and_then(|sequence| WgpuPlan::new(&self.gpu, problem, request, sequence, &self.info));
+        ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))
+    }
+
+    fn queue(&self) -> Result<Arc<dyn Queue>> {
+        self.gpu.check()?;
+        Ok(Arc::new(DeviceQueue(Arc::clone(&self.gpu))))
+    }
+
+    fn empty(&self, spec: &TensorSpec) -> Result<Tensor> {
+        memory::empty(&self.gpu, spec.dtype, &spec.shape)
+    }
+
+    fn upload(&self, _queue: &dyn Queue, host: HostTensor) -> Result<Tensor> {
+        memory::upload(&self.gpu, &host)
+    }
+
+    fn download<'a>(&'a self, _queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
+        ready(memory::download(&self.gpu, tensor))
+    }
+}
+
+/// The device's one queue.
+#[derive(Debug)]
+pub(crate) struct DeviceQueue(Arc<Gpu>);
+
+impl Queue for DeviceQueue {
+    fn finish(&self) -> Pending<'_, ()> {
+        ready(self.0.wait())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -1,0 +1,382 @@
+//! The four fused operations: a walk with stationary queries, one with stationary keys for the gradients of keys and
+//! values, and tables for the gradients of captured tensors and the bias.
+
+use std::fmt::Write;
+
+use natten_core::program::{Given, GradStages, Lowered, Node, Reduce, Var};
+use natten_core::{Op, Result, Role};
+
+use super::functions::{Functions, cotangents, drop_zeros, of_row};
+use super::given::result;
+use super::{Builder, OPERANDS};
+use crate::template::{Fill, each};
+use crate::tiled::{Shape, TILED};
+
+const ROWS: &str = include_str!("../wgsl/rows.wgsl");
+const KEYS: &str = include_str!("../wgsl/keys.wgsl");
+const ADD_PAIR: &str = include_str!("../wgsl/add_pair.wgsl");
+
+/// The functions of window pairs, and of pairs with additional keys where there are any.
+pub(super) type Pairs<'a> = Vec<Functions<'a>>;
+
+/// A row's stages and what a walk does about them.
+struct Stages {
+    reduce: Vec<Reduce>,
+    /// Those that are reduced from pairs; the others are given.
+    swept: Vec<usize>,
+}
+
+impl Builder<'_> {
+    pub(super) fn attention(&mut self) -> Result<()> {
+        self.apply_mods()?;
+        let op = self.request.op;
+        let is_backward = matches!(op, Op::Backward | Op::BackwardJvp);
+        self.place_results_of_rows();
+        if is_backward {
+            self.place_gradients();
+        }
+        let given = if op.is_forward_mode() { self.tangents.given(self.request) } else { Given::default() };
+        let has_cotangent =
+            self.request.gives(Role::GradLogsumexp) || self.request.gives(Role::TangentGradLogsumexp);
+        let kinds = if self.problem.additional_tokens() > 0 { 2 } else { 1 };
+        let lowered: Vec<Lowered> = (0..kinds)
+            .map(|kind| {
+                let mut lowered = Lowered::new(self.problem.program(), kind == 1, &given);
+                drop_zeros(&mut lowered, has_cotangent);
+                lowered
+            })
+            .collect();
+        self.regions_of_rows(is_backward);
+        let builder = &*self;
+        let names = builder.names();
+        let pairs: Pairs<'_> = (0..)
+            .zip(&lowered)
+            .map(|(kind, lowered)| Functions::new(builder.problem, lowered.clone(), names, kind == 1))
+            .collect();
+        if let Some(shape) = builder.tiled {
+            let source = builder.tiled_forward(&shape, &pairs[0])?;
+            self.check_loops("tiles", shape.iterations(self.problem))?;
+            self.run_workgroups("tiles", source, shape.workgroups());
+            return Ok(());
+        }
+        let rows = builder.rows(&pairs)?;
+        let keys = if is_backward { builder.keys(&pairs)? } else { None };
+        let row_count = self.len(Role::Query) / self.problem.head_dim() as u64;
+        self.check_loops("rows", self.of_row())?;
+        self.run("rows", rows, row_count);
+        if let Some(keys) = keys {
+            let count = self.key_vectors();
+            self.check_loops("keys", self.of_key())?;
+            self.run("keys", keys, count);
+        }
+        if is_backward {
+            self.scatter_all(&lowered)?;
+            self.pull_mods()?;
+        }
+        Ok(())
+    }
+
+    /// Vectors of keys, additional ones counted.
+    pub(super) fn key_vectors(&self) -> u64 {
+        (self.len(Role::Key) + self.len(Role::AdditionalKey)) / self.problem.head_dim() as u64
+    }
+
+    /// Lays out the results of rows, by what they are called in the templates.
+    fn place_results_of_rows(&mut self) {
+        let op = self.request.op;
+        let of_rows = match op {
+            Op::Forward => [("TO_OUT", Role::Output), ("TO_LSE", Role::Logsumexp)],
+            Op::ForwardJvp => [("TO_OUT_T", Role::TangentOutput), ("TO_LSE_T", Role::TangentLogsumexp)],
+            _ => [("TO_OUT_T", Role::Grad2GradOutput), ("TO_LSE_T", Role::Grad2GradLogsumexp)],
+        };
+        for (name, role) in of_rows {
+            if self.wants(role) {
+                let at = self.result(role);
+                self.regions.put(name, at);
+            }
+        }
+    }
+
+    /// Lays out the gradients of vectors: results, or what their functions' gradients start from.
+    pub(super) fn place_gradients(&mut self) {
+        let op = self.request.op;
+        let is_tangent = op == Op::BackwardJvp;
+        let wanted = [self.wanted.query, self.wanted.key, self.wanted.value];
+        let names = [["TO_DQ", "TO_DQ_T"], ["TO_DK", "TO_DK_T"], ["TO_DV", "TO_DV_T"]];
+        for ((operand, is_wanted), names) in OPERANDS.iter().zip(wanted).zip(names) {
+            if !is_wanted {
+                continue;
+            }
+            // A vector function's gradient needs that of its vector beside the tangent.
+            let has_mod = self.mod_of(operand.roles[0]).is_some();
+            for (name, is_needed) in [(names[0], !is_tangent || has_mod), (names[1], is_tangent)] {
+                if is_needed {
+                    let (at, is_result) = (self.arena, is_tangent == name.ends_with('T') && !has_mod);
+                    self.reserve_vectors(operand.roles, op, is_result);
+                    self.regions.put(name, at);
+                }
+            }
+        }
+    }
+
+    /// Room for vectors of some roles, which are results or not.
+    pub(super) fn reserve_vectors(&mut self, roles: [Role; 2], op: Op, is_result: bool) {
+        let mut roles = roles.to_vec();
+        roles.dedup();
+        for role in roles {
+            let at = self.reserve(self.len(role));
+            if let Some(of) = result(op, role).filter(|_| is_result) {
+                self.results.insert(of, at);
+            }
+        }
+    }
+
+    /// Room for the numbers that later walks take from the rows.
+    fn regions_of_rows(&mut self, is_backward: bool) {
+        let wanted = &self.wanted;
+        if is_backward && (wanted.key || wanted.value || wanted.rpb || !wanted.captures.is_empty()) {
+            let stages = self.problem.program().row().stages.len().max(1) as u64;
+            let rows = self.len(Role::Query) / self.problem.head_dim() as u64;
+            let at = self.reserve(rows * (1 + 4 * stages));
+            self.regions.put("NUMBERS", at);
+        }
+    }
+
+    fn stages(&self) -> Stages {
+        let row = self.problem.program().row();
+        let given = self.regions.get("LSE").and(row.logsumexp()).map(usize::from);
+        let swept = (0..row.stages.len()).filter(|&k| Some(k) != given).collect();
+        Stages { reduce: row.stages.iter().map(|stage| stage.reduce).collect(), swept }
+    }
+
+    /// The shader with stationary queries.
+    fn rows(&self, pairs: &Pairs<'_>) -> Result<String> {
+        let op = self.request.op;
+        let lowered = &pairs[0].lowered;
+        let is_backward = matches!(op, Op::Backward | Op::BackwardJvp);
+        let has_tangents = op.is_forward_mode();
+        let stages = self.stages();
+        // What is given says too whether a row sees anything: a logsumexp.
+        let sweeps_stages = !stages.swept.is_empty() || self.regions.get("LSE").is_none();
+        let of_row = is_backward && matches!(lowered.grad_stages, GradStages::OfRow(_));
+        let of_pairs = is_backward && !of_row && !cotangents(&lowered.grad_stages).is_empty();
+        let has_output = ["TO_OUT", "TO_OUT_T"].iter().any(|name| self.regions.get(name).is_some());
+        let sweeps_output = has_output || op == Op::BackwardJvp && of_row;
+        let sweeps_tangents = has_tangents
+            && pairs.iter().any(|pair| {
+                pair.lowered.stages.iter().any(|stage| !pair.lowered.graph.is_zero(stage.element.tangent))
+            });
+        let sweeps_query = ["TO_DQ", "TO_DQ_T"].iter().any(|name| self.regions.get(name).is_some());
+
+        let mut functions = String::new();
+        for pair in pairs {
+            functions += &pair.mask()?;
+            if sweeps_stages {
+                functions += &pair.stages()?;
+            }
+            if sweeps_tangents {
+                functions += &pair.stage_tangents()?;
+            }
+            if sweeps_output {
+                functions += &pair.weight()?;
+            }
+            if of_pairs {
+                functions += &pair.grad_stages()?;
+            }
+            if sweeps_query {
+                functions += &pair.grad_score()?;
+            }
+        }
+        if of_row {
+            functions += &self::of_row(&self.names(), lowered)?;
+        }
+        let with_stages = |name: &str, by: &str| {
+            let count = stages.reduce.len();
+            format!(
+                "let numbers = $P$_{name}(at, row, x);\nfor (var k = 0u; k < {by}{count}u; k++) {{ sums[k] += numbers[k]; }}\n"
+            )
+        };
+        let fill = Fill::default()
+            .flag("SCORES", true)
+            .flag("TANGENTS", has_tangents)
+            .flag("GRADS", of_pairs || sweeps_query)
+            .flag("SWEEP_STAGES", sweeps_stages)
+            .flag("SWEEP_STAGE_TANGENTS", sweeps_tangents)
+            .flag("SWEEP_OUTPUT", sweeps_output)
+            .flag("GRAD_STAGES_OF_ROW", of_row)
+            .flag("GRAD_STAGES_OF_PAIRS", of_pairs)
+            .flag("SWEEP_GRAD_QUERY", sweeps_query)
+            .value(
+                "SWEEP_STAGES",
+                if sweeps_stages { self.sweep(pairs.len(), &stages.add()) } else { String::new() },
+            )
+            .value("FINISH_STAGES", stages.finish())
+            .value("DEAD_ROWS", stages.dead())
+            .value("SWEEP_STAGE_TANGENTS", self.sweep(pairs.len(), &with_stages("stage_tangents", "")))
+            .value("SWEEP_GRAD_STAGES", self.sweep(pairs.len(), &with_stages("grad_stages", "2u * ")))
+            .value("SWEEP_OUTPUT", self.sweep(pairs.len(), &self.add_value()))
+            .value("SWEEP_GRAD_QUERY", self.sweep(pairs.len(), &self.add_key()));
+        // The output is that of the forward pass, where it is given.
+        Ok(self.walk(&self.regions, ROWS, fill, &functions))
+    }
+
+    /// The shader of the tiled family.
+    fn tiled_forward(&self, shape: &Shape, pair: &Functions<'_>) -> Result<String> {
+        let program = self.problem.program();
+        let is_identity = *program.graph().node(program.score()) == Node::Var(Var::Score);
+        let has_program = !is_identity || program.mask().is_some() || self.problem.has_rpb();
+        let mut functions = shape.constants();
+        if has_program {
+            functions += &pair.mask()?;
+            functions += &pair.stages()?;
+        }
+        Ok(self.walk(&self.regions, TILED, shape.fill(self.problem, has_program), &functions))
+    }
+
+    /// Statements that show a row's pairs, one after the other, to statements of `at` and the pair's numbers `x`; `$P$`
+    /// in these is the prefix of the functions.
+    pub(super) fn sweep(&self, kinds: usize, body: &str) -> String {
+        let body_of = |prefix: &str| {
+            let lines = body.replace("$P$", prefix);
+            lines.lines().map(|line| format!("            {line}\n")).collect::<String>()
+        };
+        let mut text = format!(
+            "    {{\n        let window = windows(query.qc);\n        let residue = query.qc % DILATION;\n        \
+             for (var kx = window.start.x; kx < window.end.x; kx++) {{\n        \
+             for (var ky = window.start.y; ky < window.end.y; ky++) {{\n        \
+             for (var kz = window.start.z; kz < window.end.z; kz++) {{\n            \
+             let at = with_key(query, residue + DILATION * vec3<i32>(kx, ky, kz));\n            \
+             if (!w_mask(at, row)) {{ continue; }}\n            let x = pair_of(at);\n{}        }}\n        }}\n        }}\n    }}\n",
+            body_of("w")
+        );
+        if kinds > 1 {
+            let _ = write!(
+                text,
+                "    for (var n = 0; n < ADDITIONAL; n++) {{\n            \
+                 let at = with_additional(query, n);\n            let x = pair_of(at);\n{}    }}\n",
+                body_of("a")
+            );
+        }
+        text
+    }
+
+    /// Adds a pair's value to the row's output.
+    pub(super) fn add_value(&self) -> String {
+        let mut text = "let v = arena[V + at.kv * DIM_V + d];\noutput[d] += w[0] * v;\n".to_owned();
+        if self.request.op.is_forward_mode() {
+            text += "output_t[d] += w[1] * v;\n";
+            if self.regions.get("VT").is_some() {
+                text += "output_t[d] += w[0] * arena[VT + at.kv * DIM_V + d];\n";
+            }
+        }
+        "let w = $P$_weight(at, row, x);\n".to_owned() + &each(self.problem.head_dim_v(), &text)
+    }
+
+    /// Adds a pair's key to the gradient of the row's query.
+    pub(super) fn add_key(&self) -> String {
+        let mut text = "let k = arena[K + at.kv * DIM + d];\ngrad[d] += ds[0] * k;\n".to_owned();
+        if self.request.op.is_forward_mode() {
+            text += "grad_t[d] += ds[1] * k;\n";
+            if self.regions.get("KT").is_some() {
+                text += "grad_t[d] += ds[0] * arena[KT + at.kv * DIM + d];\n";
+            }
+        }
+        "let ds = $P$_grad_score(at, row, x);\n".to_owned() + &each(self.problem.head_dim(), &text)
+    }
+
+    /// The shader with stationary keys, where some of its gradients are wanted.
+    fn keys(&self, pairs: &Pairs<'_>) -> Result<Option<String>> {
+        if !(self.wanted.key || self.wanted.value) {
+            return Ok(None);
+        }
+        let mut functions = String::new();
+        for pair in pairs {
+            functions += &pair.mask()?;
+            if self.wanted.key {
+                functions += &pair.grad_score()?;
+            }
+            if self.wanted.value {
+                functions += &pair.weight()?;
+            }
+        }
+        Ok(Some(self.keys_shader(pairs.len(), true, self.wanted.key, self.wanted.value, &functions)))
+    }
+
+    /// The walk with stationary keys on some functions.
+    pub(super) fn keys_shader(
+        &self,
+        kinds: usize,
+        has_scores: bool,
+        of_keys: bool,
+        of_values: bool,
+        functions: &str,
+    ) -> String {
+        let of_pair = |prefix: &str| {
+            let fill = Fill::default()
+                .flag("KEY_GRADS", of_keys)
+                .flag("VALUE_GRADS", of_values)
+                .flag("TANGENTS", self.request.op.is_forward_mode())
+                .value("DIM", self.problem.head_dim())
+                .value("DIM_V", self.problem.head_dim_v())
+                .value("P", prefix);
+            self.regions.flags(fill).apply(ADD_PAIR)
+        };
+        let add: String = ["w", "a"][..kinds].iter().map(|prefix| of_pair(prefix)).collect();
+        let fill = Fill::default()
+            .flag("SCORES", has_scores)
+            .flag("GRADS", of_keys && has_scores)
+            .flag("TANGENTS", self.request.op.is_forward_mode())
+            .value("ADD_PAIRS", add);
+        self.walk(&self.regions, KEYS, fill, functions)
+    }
+}
+
+impl Stages {
+    /// Adds a pair's elements.
+    fn add(&self) -> String {
+        let mut text = String::new();
+        if !self.swept.is_empty() {
+            text += "let element = $P$_stages(at, row, x);\n";
+        }
+        for &k in &self.swept {
+            let _ = match self.reduce[k] {
+                Reduce::Sum => writeln!(text, "running[{k}] += element[{k}];"),
+                Reduce::Max | Reduce::Min => {
+                    let name = if self.reduce[k] == Reduce::Max { "f_max" } else { "f_min" };
+                    writeln!(
+                        text,
+                        "running[{k}] = select(element[{k}], {name}(running[{k}], element[{k}]), seen);"
+                    )
+                }
+                // A NaN is no peak, and makes the sum NaN.
+                _ => writeln!(
+                    text,
+                    "if (element[{k}] > peak[{k}]) {{\n    running[{k}] *= f_exp(peak[{k}] - element[{k}]);\n    \
+                     peak[{k}] = element[{k}];\n}}\nrunning[{k}] += f_exp(element[{k}] - peak[{k}]);"
+                ),
+            };
+        }
+        text + "seen = true;\n"
+    }
+
+    fn finish(&self) -> String {
+        let mut text = String::new();
+        for &k in &self.swept {
+            let _ = match self.reduce[k] {
+                Reduce::Lse => writeln!(
+                    text,
+                    "    row.stage[{k}] = select(peak[{k}] + f_log(running[{k}]), -inf(), running[{k}] == R(0.0));"
+                ),
+                _ => writeln!(text, "    row.stage[{k}] = running[{k}];"),
+            };
+        }
+        text
+    }
+
+    /// A row is dead where a logsumexp is -inf.
+    fn dead(&self) -> String {
+        let lse = self.reduce.iter().enumerate().filter(|(_, reduce)| **reduce == Reduce::Lse);
+        lse.map(|(k, _)| format!("    if (is_minus_inf(row.stage[{k}])) {{ row.alive = false; }}\n"))
+            .collect()
+    }
+}

@@ -1,0 +1,236 @@
+//! Every shader of every family, dtype, operation and representative program is WGSL that naga takes, and free of what
+//! browsers refuse; a page of them is kept to be read.
+
+use natten_core::geometry::{Alignment, AxisParams, Neighborhood};
+use natten_core::program::{Capture, Program};
+use natten_core::{DType, Op, OpRequest, PlanOptions, Problem, Role};
+
+use crate::generic::sequence;
+use crate::sequence::Sequence;
+use crate::target::Target;
+
+const VULKAN: Target = Target { has_f64: true, workgroup_bytes: 48 << 10, ..Target::BROWSER };
+
+fn program(name: &str) -> Program {
+    let builder = Program::builder(2);
+    let builder = match name {
+        "softmax" => builder,
+        "score-mask-dropout" => builder
+            .capture(Capture::new("bias", &[2, 12, 14], DType::F32))
+            .capture(Capture::new("document", &[168], DType::I32))
+            .score("20*tanh(score/20) + bias[h, q0, k1]")
+            .mask("document[q] == document[k] || k0 <= q0")
+            .dropout(0.25, 7),
+        "rows" => builder.row("m = max(x); a = sum(abs(x)); x/(1 + a + abs(m))"),
+        "sigmoid" => builder.row("sigmoid"),
+        _ => builder
+            .capture(Capture::new("turn", &[168, 8], DType::F16))
+            .query_mod("x*turn[q, d] + half(x)")
+            .key_mod("x/sqrt(sum(x*x) + 1)")
+            .value_mod("pair(x)*erf(x)"),
+    };
+    builder.build().unwrap()
+}
+
+fn problem(dtype: DType, name: &str) -> Problem {
+    let axes = [AxisParams::new(12, 5).stride(2).causal(true), AxisParams::new(14, 3).dilation(3)];
+    Problem::builder(Neighborhood::new(&axes).unwrap(), dtype)
+        .batch(2)
+        .heads(4)
+        .heads_kv(2)
+        .head_dim(8)
+        .head_dim_v(6)
+        .additional_tokens(3)
+        .relative_positional_bias(true)
+        .program(program(name))
+        .build()
+        .unwrap()
+}
+
+fn recurrence(dtype: DType) -> Problem {
+    let sequence = Neighborhood::full(9, 9, Some(Alignment::TopLeft)).unwrap();
+    let gates = Capture::new("gate", &[2, 4, 9], dtype);
+    let program = Program::builder(1).capture(gates).decay("-softplus(gate[b, h, k])").build().unwrap();
+    Problem::builder(sequence, dtype)
+        .batch(2)
+        .heads(4)
+        .heads_kv(2)
+        .head_dim(8)
+        .head_dim_v(6)
+        .initial_state(true)
+        .program(program)
+        .build()
+        .unwrap()
+}
+
+/// The operation with everything given and wanted that there is.
+fn whole(problem: &Problem, op: Op) -> OpRequest {
+    OpRequest::of(op, problem, problem.optional_inputs_of(op).iter())
+}
+
+fn every_sequence(mut visit: impl FnMut(&str, &Sequence)) {
+    for dtype in DType::FLOATS {
+        for name in ["softmax", "score-mask-dropout", "rows", "sigmoid", "mods"] {
+            let problem = problem(dtype, name);
+            for &op in Op::ALL {
+                if op.is_unfused() && name != "softmax" {
+                    continue;
+                }
+                let request = whole(&problem, op);
+                let sequence = sequence(&problem, &request, &PlanOptions::default(), &VULKAN);
+                visit(&format!("{name} {op} {dtype}"), &sequence.unwrap());
+            }
+        }
+        let problem = recurrence(dtype);
+        for op in [Op::Forward, Op::ForwardJvp, Op::Backward, Op::BackwardJvp] {
+            let sequence = sequence(&problem, &whole(&problem, op), &PlanOptions::default(), &VULKAN);
+            visit(&format!("recurrence {op} {dtype}"), &sequence.unwrap());
+        }
+    }
+}
+
+#[test]
+fn naga_takes_every_shader() {
+    let mut seen = std::collections::HashSet::new();
+    every_sequence(|name, sequence| {
+        for run in sequence.runs().filter(|run| seen.insert(run.source.clone())) {
+            let module = naga::front::wgsl::parse_str(&run.source)
+                .unwrap_or_else(|e| panic!("{name}, {}: {}", run.label, e.emit_to_string(&run.source)));
+            let capabilities = naga::valid::Capabilities::FLOAT64 | naga::valid::Capabilities::SHADER_INT64;
+            let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{name}, {}: {}", run.label, e.emit_to_string(&run.source)));
+            // What the shader uses is what the step binds: layouts are made from the texts.
+            let entry = info.get_entry_point(0);
+            let used = module
+                .global_variables
+                .iter()
+                .filter(|(handle, variable)| variable.binding.is_some() && !entry[*handle].is_empty());
+            assert_eq!(used.count(), run.bindings.len(), "{name}, {}", run.label);
+        }
+    });
+    assert!(seen.len() > 100);
+}
+
+/// The planner's sum is what the shader takes: no driver is asked to refuse it.
+#[test]
+fn workgroup_memory_fits_the_target() {
+    for (target, most) in [(Target::BROWSER, 16 << 10), (VULKAN, 48 << 10)] {
+        for dim in [8, 64, 128, 256] {
+            let neighborhood = Neighborhood::full(300, 300, None).unwrap();
+            let problem = Problem::builder(neighborhood, DType::F32).head_dim(dim).build().unwrap();
+            let request = OpRequest::forward(&problem);
+            let sequence = sequence(&problem, &request, &PlanOptions::default(), &target).unwrap();
+            assert_eq!(sequence.family, "tiled");
+            for run in sequence.runs() {
+                let module = naga::front::wgsl::parse_str(&run.source).unwrap();
+                let mut layouter = naga::proc::Layouter::default();
+                layouter.update(module.to_ctx()).unwrap();
+                let bytes: u32 = module
+                    .global_variables
+                    .iter()
+                    .filter(|(_, variable)| variable.space == naga::AddressSpace::WorkGroup)
+                    .map(|(_, variable)| layouter[variable.ty].size)
+                    .sum();
+                assert!(bytes <= most, "head dim {dim}: {bytes} bytes of {most}");
+            }
+        }
+    }
+}
+
+/// Browsers want barriers where control flow is uniform. Shaders with barriers have them in `main` alone, outside of what
+/// depends on an invocation: lines that open a block by `lane`, and those inside, have none.
+#[test]
+fn barriers_stand_where_all_invocations_come() {
+    every_sequence(|name, sequence| {
+        for run in sequence.runs() {
+            assert!(!run.source.contains("atomicAdd") && !run.source.contains("subgroup"), "{name}");
+            let mut depth_of_lane: Option<usize> = None;
+            let mut depth = 0;
+            for line in run.source.lines() {
+                let opens_by_lane =
+                    line.contains("if (") && line.contains("lane") && line.trim_end().ends_with('{');
+                if opens_by_lane && depth_of_lane.is_none() {
+                    depth_of_lane = Some(depth);
+                }
+                assert!(depth_of_lane.is_none() || !line.contains("Barrier"), "{name}: {line}");
+                depth += line.matches('{').count();
+                depth -= line.matches('}').count();
+                if depth_of_lane.is_some_and(|at| depth <= at) {
+                    depth_of_lane = None;
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_the_limit() {
+    let problem = problem(DType::F64, "softmax");
+    let request = OpRequest::forward(&problem);
+    let of = |problem: &Problem, target: &Target| {
+        sequence(problem, &OpRequest::forward(problem), &PlanOptions::default(), target)
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(of(&problem, &Target::BROWSER).contains("SHADER_F64"), "{request:?}");
+    let neighborhood = Neighborhood::full(1 << 20, 1 << 20, None).unwrap();
+    let large = Problem::builder(neighborhood, DType::F32).head_dim(64).build().unwrap();
+    let message = of(&large, &Target::BROWSER);
+    assert!(
+        message.contains("max_storage_buffer_binding_size") && message.contains("134217728"),
+        "{message}"
+    );
+    let slow = Target { loop_iterations: Some(65_535), ..Target::BROWSER };
+    let neighborhood = Neighborhood::full(1 << 14, 1 << 14, None).unwrap();
+    let long = Problem::builder(neighborhood, DType::F32).head_dim(64).build().unwrap();
+    assert!(of(&long, &slow).contains("llvmpipe"));
+}
+
+#[test]
+fn emitted_plans_are_whole() {
+    let problem = problem(DType::F16, "softmax");
+    let request = OpRequest::of(Op::Backward, &problem, [Role::GradLogsumexp]);
+    let text = crate::wgsl(&problem, &request, &PlanOptions::default()).unwrap().text;
+    let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let names: Vec<&str> =
+        plan["buffers"].as_array().unwrap().iter().map(|buffer| buffer["name"].as_str().unwrap()).collect();
+    for step in plan["steps"].as_array().unwrap().iter().filter(|step| step.get("clear").is_none()) {
+        assert!(plan["shaders"].get(step["shader"].as_u64().unwrap() as usize).is_some());
+        for binding in step["bindings"].as_array().unwrap() {
+            assert!(names.contains(&binding.as_str().unwrap()), "{binding}");
+        }
+    }
+}
+
+/// Representative shaders as they are, to be read in a change's diff.
+#[test]
+fn representative_shaders() {
+    let softmax = problem(DType::F32, "softmax");
+    let program = problem(DType::F16, "score-mask-dropout");
+    let forward =
+        sequence(&softmax, &OpRequest::forward(&softmax), &PlanOptions::default(), &Target::BROWSER);
+    let backward = whole(&program, Op::Backward);
+    let backward = sequence(&program, &backward, &PlanOptions::default(), &Target::BROWSER);
+    let linear = recurrence(DType::F32);
+    let linear =
+        sequence(&linear, &whole(&linear, Op::ForwardJvp), &PlanOptions::default(), &Target::BROWSER);
+    for (name, sequence) in [("forward", forward), ("backward", backward), ("recurrence", linear)] {
+        let sequence = sequence.unwrap();
+        let mut known: Vec<&str> = Vec::new();
+        let mut text = String::new();
+        for run in sequence.runs() {
+            text += &format!("=== {} {:?} {:?}\n", run.label, run.bindings, run.workgroups);
+            // The elementary functions are alike in all.
+            let shown = match run.source.split_once("// natten-core's random numbers") {
+                Some((_, rest)) => rest,
+                None => &run.source,
+            };
+            if !known.contains(&shown) {
+                known.push(shown);
+                text += shown;
+            }
+        }
+        insta::assert_snapshot!(name, text);
+    }
+}
