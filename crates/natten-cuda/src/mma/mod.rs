@@ -123,8 +123,8 @@ fn kernel(
 
 #[cfg(test)]
 mod tests {
-    use natten_core::ProblemBuilder;
     use natten_core::geometry::{AxisParams, Neighborhood};
+    use natten_core::{Op, ProblemBuilder};
 
     use super::*;
 
