@@ -1,6 +1,6 @@
 // What the forward kernels on tensor cores share: axes and their windows, query boxes and the walk over the key boxes
-// that they see, the exponent of the softmax, quick functions of f32. The constants in front of it are described in
-// forward_sm90.cu and forward_mma.cu; TILE0 TILE1 TILE2 is the query box of a block.
+// that they see, the exponent of the softmax. In front of it stand forward_instructions.cu and the constants that are
+// described in forward_sm90.cu and forward_mma.cu; TILE0 TILE1 TILE2 is the query box of a block.
 
 enum Kind { EVERYTHING = 0, CAUSAL_TOP_LEFT = 1, CAUSAL_BOTTOM_RIGHT = 2, WINDOW = 3, CAUSAL_WINDOW = 4 };
 
@@ -142,36 +142,6 @@ struct Window {
 };
 
 __device__ __forceinline__ int clip(int v, int most) { return min(max(v, 0), most); }
-
-__device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
-
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ float log2_fast(float x) {
-    float y;
-    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ float reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ u32 pack(float low, float high) {
-    u32 both;
-#if ELEMENT_BF16
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-#else
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-#endif
-    return both;
-}
 
 // Four values of a quad's four threads change places: thread t ends up with number t of each, in order.
 __device__ __forceinline__ void transpose_quad(u32 (&v)[4], int quad) {

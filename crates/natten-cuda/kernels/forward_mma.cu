@@ -7,7 +7,8 @@
 // so that the keys of a chunk, a box itself, are gathered into one run, and only the last 16 of a run are padded. The
 // bits that mask a row are made from a table of each axis: the columns of a chunk that lie before a coordinate.
 //
-// In front of this text stands forward_common.cu, and in front of all:
+// In front of this text stand forward_instructions.cu, forward_common.cu and forward_mma_instructions.cu, and in front of
+// all:
 //   ELEMENT_BF16          1 for bf16, 0 for f16
 //   BATCH HEADS HEADS_KV  HEAD_DIM HEAD_DIM_V
 //   AXIS0 AXIS1 AXIS2     queries, keys, kind, window, stride, dilation (kinds: Kind)
@@ -48,52 +49,11 @@ constexpr int TABLE = TABLE2 + 4 * (CHUNK2 + 1);
 static_assert(FRAGMENT0 * FRAGMENT1 * FRAGMENT2 == 16, "a fragment has 16 rows");
 static_assert(CHUNK0 * CHUNK1 * CHUNK2 <= CHUNK_KEYS && CHUNK_KEYS % 16 == 0 && CHUNK_KEYS <= 128, "32 mask bits");
 
-__device__ __forceinline__ void copy(u32 to, const u16 *from, bool is_there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0) : "memory");
-}
-
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-template <int PENDING> __device__ __forceinline__ void wait_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
-__device__ __forceinline__ void load_matrices(u32 (&m)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-                 : "r"(address)
-                 : "memory");
-}
-
-__device__ __forceinline__ void load_transposed(u32 (&m)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-                 : "r"(address)
-                 : "memory");
-}
-
-// c += a b: 16 rows, 8 columns, a reduction over 16.
-__device__ __forceinline__ void multiply(float *c, const u32 *a, u32 b0, u32 b1) {
-#if ELEMENT_BF16
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-#else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-#endif
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // Bytes from a row's start to a lane's part of step k, where `turn` is the lane's half of a step, its place in the
 // swizzle applied.
 template <int PIECES> __device__ __forceinline__ u32 step_bytes(int k, int turn) {
     constexpr int SPAN = PIECES % 8 == 0 ? 7 : PIECES % 4 == 0 ? 3 : 1;
     return 16 * ((2 * k & ~SPAN) + ((2 * k & SPAN) ^ turn));
-}
-
-// The same number, of which the compiler does not know: what follows from it is computed anew and not kept.
-__device__ __forceinline__ int anew(int n) {
-    asm volatile("" : "+r"(n));
-    return n;
 }
 
 // Key boxes of a query box. Queries that see no key at all are written too.
@@ -558,7 +518,7 @@ struct Worker {
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     forward_mma(const View<const u16> query, const View<const u16> key, const View<const u16> value, const View<u16> output,
                 const View<float> logsumexp EXTRA_PARAMETERS) {
-    extern __shared__ __align__(128) unsigned char memory[];
+    DYNAMIC_SHARED(unsigned char, memory);
     __shared__ u32 table[TABLE];
     __shared__ Rows rows;
     fill_tables(table);

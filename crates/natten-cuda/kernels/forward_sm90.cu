@@ -15,8 +15,8 @@
 // a row's planes one behind the other as columns. Of the products of planes those count whose numbers add up to less
 // than PLANES; the weights are split in registers. The output is f32 then, of any layout.
 //
-// In front of this text stand forward_common.cu, forward_sm90_boxes.cu and forward_sm90_instructions.cu, and in front of
-// all:
+// In front of this text stand forward_instructions.cu, forward_common.cu, forward_sm90_boxes.cu and
+// forward_sm90_instructions.cu, and in front of all:
 //   ELEMENT_BF16          1 for bf16, 0 for f16
 //   PLANES                1, or how many an operand is split into
 //   PROMOTE               1 to add each box's values to the sums in f32: wgmma cuts off what its own sums cannot hold

@@ -23,7 +23,7 @@ DEVICE void wait_for_block() { __syncthreads(); }
 template <class T> DEVICE T from_lane(T x, int lane) { return __shfl_sync(EVERY, x, lane); }
 template <class T> DEVICE T from_partner(T x, int distance) { return __shfl_xor_sync(EVERY, x, distance); }
 DEVICE int first_bit(unsigned bits) { return __ffs(bits) - 1; }
-#define DYNAMIC_SHARED(T, name) extern __shared__ T name[]
+#define DYNAMIC_SHARED(T, name) extern __shared__ __align__(128) T name[]
 #elif !defined(LANES)
 #define LANES 1
 DEVICE int lane_of_group() { return 0; }

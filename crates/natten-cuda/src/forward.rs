@@ -10,6 +10,9 @@ use crate::scores::Functions;
 /// The integers' names.
 pub(crate) const TYPES: &str = "typedef unsigned short u16;\ntypedef unsigned int u32;\ntypedef unsigned long long u64;\ntypedef long long i64;\n";
 
+/// The instructions that functions of scores use too.
+pub(crate) const INSTRUCTIONS: &str = include_str!("../kernels/forward_instructions.cu");
+
 /// Bytes of an output that nobody wants: a view without memory.
 pub(crate) const ABSENT_VIEW: usize = 72;
 
@@ -76,7 +79,7 @@ pub(crate) fn constants(
     define("PROGRAM", i32::from(functions.is_there).to_string());
     define("EXTRA_PARAMETERS", functions.parameters.clone());
     define("EXTRA_ARGUMENTS", functions.names.clone());
-    text + &functions.text
+    text + INSTRUCTIONS + &functions.text
 }
 
 /// The arguments of the kernels' `Axis`: queries, keys, kind, window, stride, dilation.

@@ -17,6 +17,8 @@ mod hopper;
 mod launch;
 mod matmul;
 mod mma;
+#[cfg(test)]
+mod on_host;
 mod plan;
 mod probe;
 mod queue;

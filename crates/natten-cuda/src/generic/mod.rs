@@ -14,8 +14,6 @@ mod pieces;
 mod sizes;
 mod tables;
 mod tensors;
-#[cfg(test)]
-mod tests;
 mod tiles;
 mod unfused;
 

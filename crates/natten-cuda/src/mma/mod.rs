@@ -19,8 +19,11 @@ use crate::target::Target;
 pub(crate) struct Mma;
 
 /// The kernel, its parts in order.
-const KERNEL: &str =
-    concat!(include_str!("../../kernels/forward_common.cu"), include_str!("../../kernels/forward_mma.cu"));
+const KERNEL: &str = concat!(
+    include_str!("../../kernels/forward_common.cu"),
+    include_str!("../../kernels/forward_mma_instructions.cu"),
+    include_str!("../../kernels/forward_mma.cu"),
+);
 
 /// The longest axis of a window that counts as small.
 const SMALL_WINDOW: usize = 8;

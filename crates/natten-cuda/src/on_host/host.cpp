@@ -15,7 +15,8 @@
 #define __forceinline__ inline
 #define __noinline__
 #define __global__
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
 
 #ifdef THREADS_OF_BLOCK
 #include "block.h"
@@ -39,7 +40,7 @@ template <class T> struct Parameter {
 template <class T> struct Parameter<T*> {
     static T* read(const char* from) { return (T*)(memory + Parameter<long long>::read(from)); }
 };
-template <class T> struct Parameter<View<T>> {
+template <template <class> class View, class T> struct Parameter<View<T>> {
     static View<T> read(const char* from) {
         View<T> view;
         memcpy((void*)&view, from, sizeof(view));

@@ -1,12 +1,13 @@
 //! The kernels that are written in plain C++ on the host, against the oracle: the conformance suite on
-//! [`host::HostKernels`].
+//! [`backend::HostKernels`].
 
-mod host;
+mod backend;
 
 use natten_conformance::{Options, run_all};
 
-use super::{Generic, Tiled};
 use crate::family::Family;
+use crate::generic::{Generic, Tiled};
+use crate::mma::Mma;
 
 /// Runs the cases whose names contain `filter`, where there is a compiler. `NATTEN_REQUIRE_NVRTC=1`, which makes the other
 /// compilers of kernels required, makes this one too.
@@ -17,7 +18,7 @@ fn suite(family: &'static dyn Family, gap: usize, filter: &str) {
         return;
     }
     let report = run_all(
-        &host::HostKernels::new(family, gap),
+        &backend::HostKernels::new(family, gap),
         &Options::default().filter(filter).random(0),
         &mut |_| (),
     );
@@ -37,4 +38,11 @@ fn some_cases() {
 fn some_cases_on_tiles() {
     let filter = std::env::var("NATTEN_HOST_TILES").unwrap_or_else(|_| "program-softcap-1d".to_owned());
     suite(&Tiled, 1, &filter);
+}
+
+/// As [`some_cases`], with `NATTEN_HOST_MMA`.
+#[test]
+fn some_cases_on_tensor_cores() {
+    let filter = std::env::var("NATTEN_HOST_MMA").unwrap_or_else(|_| "program-softcap-1d".to_owned());
+    suite(&Mma, 1, &filter);
 }

@@ -1,5 +1,5 @@
-//! A backend that runs the generic kernels on the host: their texts, compiled by `g++`, each launch a process. Those that
-//! walk pairs run as groups of one lane, those on tiles as whole blocks. Tensors lie in its memory with gaps, so that
+//! A backend that runs kernels on the host: their texts, compiled by `g++`, each launch a process. Those that walk pairs
+//! run as groups of one lane, those on tiles as whole blocks, and what is not C++ in them is replaced. Tensors lie in its memory with gaps, so that
 //! strides count, or without, so that vectors are read in pieces.
 
 use std::any::Any;
@@ -16,7 +16,14 @@ use natten_core::{
 };
 
 use crate::family::{Argument, Family, Kernel, Sequence, Step};
+use crate::forward;
 use crate::target::Target;
+
+/// The instructions of tensor cores, and what they do.
+const INSTRUCTIONS: [(&str, &str); 2] = [
+    (forward::INSTRUCTIONS, include_str!("forward_instructions.h")),
+    (include_str!("../../kernels/forward_mma_instructions.cu"), include_str!("forward_mma_instructions.h")),
+];
 
 #[derive(Debug)]
 pub(super) struct HostKernels {
@@ -211,7 +218,10 @@ impl Plan for HostPlan {
 fn compiled(kernel: &Kernel) -> Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
     let texts = [("host.cpp", include_str!("host.cpp")), ("block.h", include_str!("block.h"))];
-    (&kernel.source, kernel.entry, texts).hash(&mut hasher);
+    let source = INSTRUCTIONS
+        .iter()
+        .fold(kernel.source.clone(), |source, (on_device, on_host)| source.replace(on_device, on_host));
+    (&source, kernel.entry, texts).hash(&mut hasher);
     let directory =
         std::env::temp_dir().join("natten-host-kernels").join(format!("{:016x}", hasher.finish()));
     let [program, text, partial] = ["kernel", "kernel.cu", "partial"].map(|name| directory.join(name));
@@ -219,7 +229,7 @@ fn compiled(kernel: &Kernel) -> Result<PathBuf> {
         return Ok(program);
     }
     std::fs::create_dir_all(&directory).unwrap();
-    std::fs::write(&text, &kernel.source).unwrap();
+    std::fs::write(&text, &source).unwrap();
     for (name, text) in texts {
         std::fs::write(directory.join(name), text).unwrap();
     }
