@@ -44,7 +44,7 @@ fn main() -> natten_core::Result<()> {
         let problem = Problem::builder(neighborhood, DType::Bf16).head_dim(dim).build()?;
         let request = OpRequest::forward(&problem).wanting([Role::Output]);
         let plan = pollster::block_on(backend.plan(&problem, &request, &PlanOptions::default()))?;
-        println!("{name}");
+        println!("{name} {:?}", plan.report().config);
         if let Some(plan) = plan.as_any().downcast_ref::<NeuronPlan>() {
             for kernel in plan.kernels() {
                 println!("{}\n", kernel.report);

@@ -260,7 +260,7 @@ impl SdArgs {
     }
 
     pub(super) fn print(&self, dialect: Dialect) -> Result<String> {
-        let kernel = self.attention()?.lower()?;
-        Ok(print::header(dialect).to_owned() + "\n\n" + &print::kernel(&kernel, dialect))
+        let (problem, request, launch) = self.attention()?.launch()?;
+        Ok(print::module(&problem, &request, &[&launch], dialect))
     }
 }

@@ -1,0 +1,71 @@
+//! Attention of more keys than SBUF has room for: in sections, by the online softmax, on machines whose SBUF is smaller
+//! than the real one, so that few keys do. What fits nowhere is the generic lowering's.
+
+use natten_conformance::{Case, Status, run_case};
+use natten_core::geometry::{Alignment, AxisParams, Neighborhood};
+use natten_core::{Backend, DType, OpRequest, PlanOptions, Problem};
+use natten_neuron::target::Target;
+use natten_neuron::{NeuronBackend, NeuronPlan};
+
+fn machine(kilobytes: usize) -> NeuronBackend {
+    NeuronBackend::new(Target { sbuf_bytes: kilobytes * 1024, ..Target::v2() })
+}
+
+/// The kernels' name and a line of the plan's configuration.
+fn planned(backend: &NeuronBackend, problem: &Problem, key: &str) -> (String, Option<String>) {
+    let request = OpRequest::forward(problem);
+    let plan = pollster::block_on(backend.plan(problem, &request, &PlanOptions::default())).unwrap();
+    let config = plan.report().config.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone());
+    let plan = plan.as_any().downcast_ref::<NeuronPlan>().unwrap();
+    for kernel in plan.kernels() {
+        assert!(kernel.report.sbuf_peak <= kernel.report.target.sbuf_bytes);
+        assert!(kernel.report.psum_peak <= kernel.report.target.psum_bytes());
+    }
+    (plan.kernels()[0].launch.kernel.name.clone(), config)
+}
+
+/// Rows in sections give what rows in one piece give, to the bounds of the suite.
+#[test]
+fn sections_are_right() {
+    let na1d = |axis: AxisParams| Neighborhood::new(&[axis]).unwrap();
+    let full = |queries, keys, causal| Neighborhood::full(queries, keys, causal).unwrap();
+    let cases = [
+        ("full", full(300, 2900, None), DType::F32, 68),
+        ("causal", full(2400, 2400, Some(Alignment::TopLeft)), DType::Bf16, 52),
+        ("causal-to-the-end", full(700, 2333, Some(Alignment::BottomRight)), DType::F16, 52),
+        ("window", na1d(AxisParams::new(2500, 1301)), DType::F32, 68),
+        ("stride", na1d(AxisParams::new(2500, 1501).stride(5)), DType::Bf16, 52),
+        ("dilation", na1d(AxisParams::new(2600, 1001).dilation(2)), DType::F16, 44),
+    ];
+    for (name, window, dtype, kilobytes) in cases {
+        let problem = Problem::builder(window, dtype).heads(2).heads_kv(1).head_dim(8).head_dim_v(12);
+        let problem = problem.build().unwrap();
+        let backend = machine(kilobytes);
+        let (kernel, sections) = planned(&backend, &problem, "sections");
+        assert_eq!(kernel, "natten_softmax", "{name}");
+        assert_ne!(sections.as_deref(), Some("1"), "{name}");
+        let request = OpRequest::forward(&problem);
+        let outcome = run_case(&backend, &Case::new(name, problem).requests([request]));
+        assert_eq!(outcome.status(), Status::Passed, "{outcome}");
+    }
+}
+
+/// Long rows are planned on the real machine without an overflow, whatever the dtype and the head dim.
+#[test]
+fn long_rows_are_planned() {
+    for (len, dtype, head_dim) in [
+        (16_384, DType::F32, 64),
+        (16_384, DType::F32, 256),
+        (16_384, DType::Bf16, 128),
+        (32_768, DType::Bf16, 64),
+    ] {
+        for causal in [None, Some(Alignment::TopLeft)] {
+            // Four query tiles walk all of the keys; more would do it again.
+            let window = Neighborhood::full(512, len, causal.map(|_| Alignment::BottomRight)).unwrap();
+            let problem = Problem::builder(window, dtype).head_dim(head_dim).build().unwrap();
+            let (kernel, sections) = planned(&NeuronBackend::default(), &problem, "sections");
+            assert_eq!(kernel, "natten_softmax");
+            assert!(sections.is_some_and(|sections| sections.parse::<usize>().unwrap() > 1));
+        }
+    }
+}
