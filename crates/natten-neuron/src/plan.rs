@@ -48,6 +48,12 @@ impl Compiled {
         let report = time(&launch.kernel, target, &allocation);
         Ok(Self { launch, allocation, report })
     }
+
+    /// The least and the most nanoseconds that it takes where the model of the machine guesses.
+    pub fn range(&self) -> [f64; 2] {
+        let time = |target: Target| time(&self.launch.kernel, &target, &self.allocation).nanoseconds;
+        self.report.target.extremes().map(time)
+    }
 }
 
 /// A prepared operation.

@@ -7,14 +7,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use natten::reference::ReferenceBackend;
 use natten::{Error, HostTensor, OpRequest, PlanOptions, Result, Role};
 use natten_conformance::{HostTensors, evaluate};
-use natten_neuron::allocate::allocate;
 use natten_neuron::error::NeuronError;
 use natten_neuron::lower::sd::SdAttention;
 use natten_neuron::sim::compute;
 use natten_neuron::sim::report::Report;
-use natten_neuron::sim::time::time;
-use natten_neuron::timeline;
-use natten_neuron::verify::verify;
+use natten_neuron::{Compiled, timeline};
 
 use super::kernel::{AttentionArgs, Generation, SdArgs};
 use crate::console;
@@ -94,14 +91,20 @@ fn attention(timed: &Timed<AttentionArgs>) -> Result<()> {
     for (name, value) in plan.config() {
         let _ = writeln!(text, "{name:<14} {value}");
     }
-    let mut total = 0.0;
+    let (mut total, mut range) = (0.0, [0.0; 2]);
     for kernel in plan.kernels() {
         let _ = writeln!(text, "\n{}\n{}", kernel.launch.kernel.name, kernel.report);
         total += kernel.report.nanoseconds;
+        range.iter_mut().zip(kernel.range()).for_each(|(sum, end)| *sum += end);
     }
     let peak = timed.of.target().target().peak_flops();
     let mfu = 100.0 * plan.flops / (total.max(1.0) * 1e-9) / peak;
-    let _ = writeln!(text, "\n{:.1} us in all, MFU {mfu:.1}%", total / 1e3);
+    let [least, most] = range.map(|end| end / 1e3);
+    let _ = writeln!(
+        text,
+        "\n{:.1} us in all ({least:.1} to {most:.1} where the model guesses), MFU {mfu:.1}%",
+        total / 1e3
+    );
     console::print(&text)?;
     match plan.kernels().last() {
         Some(kernel) => write_timeline(&kernel.report, timed.timeline.as_deref(), timed.window),
@@ -128,40 +131,34 @@ fn write_timeline(report: &Report, path: Option<&Path>, window: Option<(f64, f64
         .map_err(|source| Error::Io { action: format!("write {}", path.display()), source })
 }
 
-/// The report of the seed's kernel.
-fn report(sd: &Sd) -> Result<Report> {
-    let kernel = sd.timed.of.attention()?.lower()?;
-    let target = sd.target.target();
-    verify(&kernel, &target).map_err(NeuronError::into_error)?;
-    let allocation = allocate(&kernel, &target).map_err(NeuronError::into_error)?;
-    Ok(time(&kernel, &target, &allocation))
+/// The seed's kernel.
+fn compiled(sd: &Sd) -> Result<Compiled> {
+    let (_, _, launch) = sd.timed.of.attention()?.launch()?;
+    Compiled::new(launch, &sd.target.target())
 }
 
-/// The time, as the tutorial's script prints it: its percentiles are the model's time less and more a tenth, which is
-/// what is guessed in it.
+/// The time, as the tutorial's script prints it: the median is the model's time, and the 99th percentile its most where
+/// it guesses.
 fn perf(sd: &Sd) -> Result<()> {
-    let report = report(sd)?;
-    let us = report.microseconds();
+    let kernel = compiled(sd)?;
+    let report = &kernel.report;
+    let [least, most] = kernel.range().map(|end| end / 1e3);
     let flops = 4.0 * (sd.timed.of.length as f64).powi(2) * sd.timed.of.head_dim as f64;
     let mfu = 100.0 * report.model_flops_utilisation(flops);
     console::print(&format!(
-        "latency.p50 = {us:.0} us ({:.0} to {:.0} where the model guesses)\nlatency.p99 = {:.0} us\n\n{report}\n\
-         MFU {mfu:.1}%\n",
-        us * 0.9,
-        us * 1.1,
-        us * 1.1
+        "latency.p50 = {:.0} us ({least:.0} to {most:.0} where the model guesses)\nlatency.p99 = {most:.0} us\n\n\
+         {report}\nMFU {mfu:.1}%\n",
+        report.microseconds(),
     ))?;
-    write_timeline(&report, sd.timed.timeline.as_deref(), sd.timed.window)
+    write_timeline(report, sd.timed.timeline.as_deref(), sd.timed.window)
 }
 
 /// Whether the kernel gives what plain attention gives, on uniform numbers as in the tutorial's script, within the
 /// kernel's tolerance.
 fn accuracy(sd: &Sd) -> Result<bool> {
     let args = sd.timed.of.attention()?;
-    let kernel = args.lower()?;
     let target = sd.target.target();
-    verify(&kernel, &target).map_err(NeuronError::into_error)?;
-    allocate(&kernel, &target).map_err(NeuronError::into_error)?;
+    let kernel = compiled(sd)?.launch.kernel;
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut uniform = || {
         state ^= state << 13;
