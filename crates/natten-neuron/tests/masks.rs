@@ -46,7 +46,7 @@ fn affine_select_hides_where_its_predicate_fails() {
         let kernel = b.finish();
         verify(&kernel, &Target::v2()).unwrap();
         let numbers: Vec<f32> = (0..parts * len).map(|at| at as f32).collect();
-        let found = compute::run(&kernel, &Target::v2(), &[numbers.clone()]).unwrap().remove(0);
+        let found = compute::run(&kernel, &Target::v2(), std::slice::from_ref(&numbers)).unwrap().remove(0);
         for (at, (&x, &y)) in numbers.iter().zip(&found).enumerate() {
             let (part, column) = ((at / len) as i64, at % len);
             let index = [column / 20, column / 5 % 4, column % 5];

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Keys and queries are transposed once and stay, values are loaded chunk by chunk. Where SBUF is too small for that or
-//! for a whole row of scores, [`memory`] divides it otherwise: rows are done in sections of their keys by the online
+//! for a whole row of scores, it is divided otherwise: rows are done in sections of their keys by the online
 //! softmax, and what a section adds is kept per query tile.
 
 use natten_core::{OpRequest, Problem, Role};
