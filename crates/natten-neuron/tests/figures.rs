@@ -103,6 +103,17 @@ fn reports_add_up() {
     assert!((share - flops / report.nanoseconds / 91_750.4).abs() < 1e-9, "{share}");
 }
 
+/// Kernels of one plan run one behind the other.
+#[test]
+fn reports_of_kernels_are_joined() {
+    let (first, second) = (sd(256, 64, Schedule::Tutorial).report, sd(512, 64, Schedule::Tutorial).report);
+    let both = first.clone().followed_by(&second);
+    assert_eq!(both.nanoseconds, first.nanoseconds + second.nanoseconds);
+    assert_eq!(both.events.len(), first.events.len() + second.events.len());
+    assert_eq!(both.events.last().unwrap().end, first.nanoseconds + second.events.last().unwrap().end);
+    assert_eq!((both.hbm_bytes, both.sbuf_peak), (first.hbm_bytes + second.hbm_bytes, second.sbuf_peak));
+}
+
 /// The next generation has no shared ports and more of everything but clocks.
 #[test]
 fn the_next_generation_is_an_option() {

@@ -3,7 +3,8 @@
 
 use natten_conformance::{Case, Status, run_case};
 use natten_core::geometry::{Alignment, AxisParams, Neighborhood};
-use natten_core::{Backend, DType, OpRequest, PlanOptions, Problem};
+use natten_core::program::{Capture, Program};
+use natten_core::{Backend, DType, OpRequest, PlanOptions, Problem, Role};
 use natten_neuron::target::Target;
 use natten_neuron::{NeuronBackend, NeuronPlan};
 
@@ -59,13 +60,52 @@ fn long_rows_are_planned() {
         (16_384, DType::Bf16, 128),
         (32_768, DType::Bf16, 64),
     ] {
-        for causal in [None, Some(Alignment::TopLeft)] {
+        for causal in [None, Some(Alignment::BottomRight)] {
             // Four query tiles walk all of the keys; more would do it again.
-            let window = Neighborhood::full(512, len, causal.map(|_| Alignment::BottomRight)).unwrap();
+            let window = Neighborhood::full(512, len, causal).unwrap();
             let problem = Problem::builder(window, dtype).head_dim(head_dim).build().unwrap();
             let (kernel, sections) = planned(&NeuronBackend::default(), &problem, "sections");
             assert_eq!(kernel, "natten_softmax");
             assert!(sections.is_some_and(|sections| sections.parse::<usize>().unwrap() > 1));
+        }
+    }
+}
+
+/// The most tensors that an operation can have, of the longest vectors and the widest type, and a program that needs
+/// much scratch: everything has room.
+#[test]
+fn the_generic_lowering_has_room_for_everything() {
+    let program = Program::builder(1)
+        .capture(Capture::new("table", &[7, 5], DType::F32))
+        .score("4*tanh(score/4) + table[q % 7, k % 5]*softplus(score)")
+        .mask("(q + k) % 5 != 3")
+        .row("m = max(x); a = sum(abs(x)); exp(x - m)/(1 + a)")
+        .post("select(random(3) >= 0.25, 4/3, 0)")
+        .build()
+        .unwrap();
+    for head_dim in [64, 256, 512] {
+        for dtype in [DType::F32, DType::Bf16] {
+            let window = Neighborhood::full(140, 3000, Some(Alignment::BottomRight)).unwrap();
+            let problem = Problem::builder(window, dtype).head_dim(head_dim).additional_tokens(150);
+            let problem = problem.program(program.clone()).build().unwrap();
+            let tangents = [
+                Role::TangentQuery,
+                Role::TangentKey,
+                Role::TangentValue,
+                Role::TangentAdditionalKey,
+                Role::TangentAdditionalValue,
+                Role::TangentCapture(0),
+            ];
+            for request in [
+                OpRequest::forward(&problem),
+                OpRequest::forward_jvp(&problem, tangents),
+                OpRequest::backward(&problem),
+            ] {
+                let backend = NeuronBackend::default();
+                backend.supports(&problem, &request).unwrap();
+                let plan = pollster::block_on(backend.plan(&problem, &request, &PlanOptions::default()));
+                plan.unwrap_or_else(|error| panic!("{head_dim} {dtype} {}: {error}", request.op));
+            }
         }
     }
 }

@@ -100,10 +100,6 @@ fn extents(text: &str) -> Result<Extents, String> {
 }
 
 impl AttentionArgs {
-    pub(super) const fn target(&self) -> Generation {
-        self.target
-    }
-
     fn neighborhood(&self) -> Result<Neighborhood> {
         let shape = &self.shape.0;
         let Some(kernel_size) = &self.kernel_size else {

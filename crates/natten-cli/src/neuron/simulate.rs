@@ -91,25 +91,24 @@ fn attention(timed: &Timed<AttentionArgs>) -> Result<()> {
     for (name, value) in plan.config() {
         let _ = writeln!(text, "{name:<14} {value}");
     }
-    let (mut total, mut range) = (0.0, [0.0; 2]);
+    let mut range = [0.0; 2];
     for kernel in plan.kernels() {
         let _ = writeln!(text, "\n{}\n{}", kernel.launch.kernel.name, kernel.report);
-        total += kernel.report.nanoseconds;
-        range.iter_mut().zip(kernel.range()).for_each(|(sum, end)| *sum += end);
+        range.iter_mut().zip(kernel.range()).for_each(|(sum, end)| *sum += end / 1e3);
     }
-    let peak = timed.of.target().target().peak_flops();
-    let mfu = 100.0 * plan.flops / (total.max(1.0) * 1e-9) / peak;
-    let [least, most] = range.map(|end| end / 1e3);
+    let reports = plan.kernels().iter().map(|kernel| kernel.report.clone());
+    let Some(report) = reports.reduce(|all, next| all.followed_by(&next)) else {
+        return console::print(&text);
+    };
+    let [least, most] = range;
     let _ = writeln!(
         text,
-        "\n{:.1} us in all ({least:.1} to {most:.1} where the model guesses), MFU {mfu:.1}%",
-        total / 1e3
+        "\n{:.1} us in all ({least:.1} to {most:.1} where the model guesses), MFU {:.1}%",
+        report.microseconds(),
+        100.0 * report.model_flops_utilisation(plan.flops)
     );
     console::print(&text)?;
-    match plan.kernels().last() {
-        Some(kernel) => write_timeline(&kernel.report, timed.timeline.as_deref(), timed.window),
-        None => Ok(()),
-    }
+    write_timeline(&report, timed.timeline.as_deref(), timed.window)
 }
 
 fn write_timeline(report: &Report, path: Option<&Path>, window: Option<(f64, f64)>) -> Result<()> {
