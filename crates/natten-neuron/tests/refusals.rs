@@ -7,7 +7,26 @@ use natten_conformance::{Case, cases};
 use natten_core::{Backend, DType, Error, Op, OpRequest};
 use natten_neuron::NeuronBackend;
 
-/// What issue after issue may not be lost: the properties of a case that have to run.
+/// What has to run.
+const FEATURES: [&str; 15] = [
+    "1-D",
+    "2-D",
+    "3-D",
+    "stride",
+    "dilation",
+    "causal window",
+    "full",
+    "full causal",
+    "grouped heads",
+    "values of another dim",
+    "additional tokens",
+    "bias table",
+    "softcap",
+    "sigmoid",
+    "relu",
+];
+
+/// What has to run, as properties of a case: those of [`FEATURES`] that it has.
 fn features(case: &Case) -> Vec<&'static str> {
     let problem = &case.problem;
     let neighborhood = problem.neighborhood();
@@ -96,21 +115,3 @@ fn nothing_that_must_run_is_refused() {
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
-
-const FEATURES: [&str; 15] = [
-    "1-D",
-    "2-D",
-    "3-D",
-    "stride",
-    "dilation",
-    "causal window",
-    "full",
-    "full causal",
-    "grouped heads",
-    "values of another dim",
-    "additional tokens",
-    "bias table",
-    "softcap",
-    "sigmoid",
-    "relu",
-];
