@@ -25,26 +25,31 @@ fn planned(backend: &NeuronBackend, problem: &Problem, key: &str) -> (String, Op
     (plan.kernels()[0].launch.kernel.name.clone(), config)
 }
 
+/// The largest machine on which the fast lowering does a problem in sections.
+fn in_sections(problem: &Problem) -> Option<NeuronBackend> {
+    (32..=64).rev().step_by(4).map(machine).find(|backend| {
+        let (kernel, sections) = planned(backend, problem, "sections");
+        kernel == "natten_softmax" && sections.is_some_and(|sections| sections != "1")
+    })
+}
+
 /// Rows in sections give what rows in one piece give, to the bounds of the suite.
 #[test]
 fn sections_are_right() {
     let na1d = |axis: AxisParams| Neighborhood::new(&[axis]).unwrap();
     let full = |queries, keys, causal| Neighborhood::full(queries, keys, causal).unwrap();
     let cases = [
-        ("full", full(300, 2900, None), DType::F32, 68),
-        ("causal", full(2400, 2400, Some(Alignment::TopLeft)), DType::Bf16, 52),
-        ("causal-to-the-end", full(700, 2333, Some(Alignment::BottomRight)), DType::F16, 52),
-        ("window", na1d(AxisParams::new(2500, 1301)), DType::F32, 68),
-        ("stride", na1d(AxisParams::new(2500, 1501).stride(5)), DType::Bf16, 52),
-        ("dilation", na1d(AxisParams::new(2600, 1001).dilation(2)), DType::F16, 44),
+        ("full", full(140, 2100, None), DType::F32),
+        ("causal", full(1400, 1400, Some(Alignment::TopLeft)), DType::Bf16),
+        ("causal-to-the-end", full(300, 1333, Some(Alignment::BottomRight)), DType::F16),
+        ("window", na1d(AxisParams::new(1500, 901)), DType::F32),
+        ("stride", na1d(AxisParams::new(1500, 801).stride(5)), DType::Bf16),
+        ("dilation", na1d(AxisParams::new(1500, 701).dilation(2)), DType::F16),
     ];
-    for (name, window, dtype, kilobytes) in cases {
+    for (name, window, dtype) in cases {
         let problem = Problem::builder(window, dtype).heads(2).heads_kv(1).head_dim(8).head_dim_v(12);
         let problem = problem.build().unwrap();
-        let backend = machine(kilobytes);
-        let (kernel, sections) = planned(&backend, &problem, "sections");
-        assert_eq!(kernel, "natten_softmax", "{name}");
-        assert_ne!(sections.as_deref(), Some("1"), "{name}");
+        let backend = in_sections(&problem).unwrap_or_else(|| panic!("{name} is never done in sections"));
         let request = OpRequest::forward(&problem);
         let outcome = run_case(&backend, &Case::new(name, problem).requests([request]));
         assert_eq!(outcome.status(), Status::Passed, "{outcome}");
