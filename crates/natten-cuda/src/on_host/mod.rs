@@ -9,40 +9,36 @@ use crate::family::Family;
 use crate::generic::{Generic, Tiled};
 use crate::mma::Mma;
 
-/// Runs the cases whose names contain `filter`, where there is a compiler. `NATTEN_REQUIRE_NVRTC=1`, which makes the other
-/// compilers of kernels required, makes this one too.
-fn suite(family: &'static dyn Family, gap: usize, filter: &str) {
+/// Runs cases, where there is a compiler. `NATTEN_REQUIRE_NVRTC=1`, which makes the other compilers of kernels required,
+/// makes this one too. Every kernel of every case is compiled, and all cases take an hour: those whose names contain one of
+/// `few` run, or what the environment variable says. `NATTEN_HOST_RANDOM` adds so many random ones.
+fn suite(family: &'static dyn Family, gap: usize, variable: &str, few: &[&str]) {
     if std::process::Command::new("g++").arg("--version").output().is_err() {
         let is_required = std::env::var("NATTEN_REQUIRE_NVRTC").is_ok_and(|value| value == "1");
         assert!(!is_required, "g++ is required to run the kernels on the host");
         return;
     }
-    let report = run_all(
-        &backend::HostKernels::new(family, gap),
-        &Options::default().filter(filter).random(0),
-        &mut |_| (),
-    );
-    assert!(report.passed(), "{report}");
+    let random = std::env::var("NATTEN_HOST_RANDOM").map_or(0, |count| count.parse().unwrap());
+    let given = std::env::var(variable).ok();
+    let filters = given.as_deref().map_or(few.to_vec(), |filter| vec![filter]);
+    for filter in filters {
+        let options = Options::default().filter(filter).random(random);
+        let report = run_all(&backend::HostKernels::new(family, gap), &options, &mut |_| ());
+        assert!(report.passed(), "{filter}: {report}");
+    }
 }
 
-/// The cases whose names contain what `NATTEN_HOST_KERNELS` says; one, where it says nothing: every kernel of every case
-/// is compiled, and the whole suite takes an hour.
 #[test]
-fn some_cases() {
-    let filter = std::env::var("NATTEN_HOST_KERNELS").unwrap_or_else(|_| "program-softcap-1d".to_owned());
-    suite(&Generic, 2, &filter);
+fn kernels_that_walk_pairs_match_the_oracle() {
+    suite(&Generic, 2, "NATTEN_HOST_KERNELS", &["program-softcap-1d"]);
 }
 
-/// As [`some_cases`], with `NATTEN_HOST_TILES`.
 #[test]
-fn some_cases_on_tiles() {
-    let filter = std::env::var("NATTEN_HOST_TILES").unwrap_or_else(|_| "program-softcap-1d".to_owned());
-    suite(&Tiled, 1, &filter);
+fn kernels_on_tiles_match_the_oracle() {
+    suite(&Tiled, 1, "NATTEN_HOST_TILES", &["program-softcap-1d", "feature-dtype-f64"]);
 }
 
-/// As [`some_cases`], with `NATTEN_HOST_MMA`.
 #[test]
-fn some_cases_on_tensor_cores() {
-    let filter = std::env::var("NATTEN_HOST_MMA").unwrap_or_else(|_| "program-softcap-1d".to_owned());
-    suite(&Mma, 1, &filter);
+fn kernels_on_tensor_cores_match_the_oracle() {
+    suite(&Mma, 1, "NATTEN_HOST_MMA", &["feature-dtype-bf16", "feature-rpb", "program-packed"]);
 }
