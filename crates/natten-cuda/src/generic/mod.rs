@@ -8,7 +8,6 @@
 
 mod attention;
 mod functions;
-mod given;
 mod linear;
 mod mods;
 mod pieces;

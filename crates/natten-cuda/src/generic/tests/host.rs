@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use natten_core::{
-    Backend, Bindings, Cost, DeviceInfo, DeviceKind, Error, HostQueue, HostTensor, OpRequest, Pending, Plan,
-    PlanOptions, PlanReport, Problem, Queue, Result, Role, Submission, Tensor, TensorSpec, Workspace, ready,
+    Backend, Bindings, Cost, DeviceInfo, DeviceKind, Error, HostTensor, OpRequest, Pending, Plan,
+    PlanOptions, PlanReport, Problem, Queue, Result, Role, Submission, TensorSpec, Workspace, ready,
 };
 
 use crate::family::{Argument, Family, Kernel, Sequence, Step};
@@ -65,22 +65,6 @@ impl Backend for HostKernels {
                 as Arc<dyn Plan>)
         };
         ready(plan())
-    }
-
-    fn queue(&self) -> Result<Arc<dyn Queue>> {
-        Ok(Arc::new(HostQueue))
-    }
-
-    fn empty(&self, spec: &TensorSpec) -> Result<Tensor> {
-        HostTensor::zeros_like(spec).map(Tensor::from)
-    }
-
-    fn upload(&self, _: &dyn Queue, host: HostTensor) -> Result<Tensor> {
-        Ok(host.into())
-    }
-
-    fn download<'a>(&'a self, _: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
-        ready(tensor.to_host())
     }
 }
 
