@@ -4,12 +4,13 @@ use std::any::Any;
 use std::sync::Arc;
 
 use natten_core::{
-    Backend, DeviceInfo, HostTensor, OpRequest, Pending, Plan, PlanOptions, Problem, Queue, Result, Tensor,
-    TensorSpec,
+    Backend, DType, DeviceInfo, HostTensor, OpRequest, Pending, Plan, PlanOptions, Problem, Queue, Result,
+    Tensor, TensorSpec, ready,
 };
 use pollster::block_on;
 
 use crate::adapters::{Adapters, FEATURES, info, target};
+use crate::family::{FAMILY_VARIABLE, Family};
 use crate::gpu::{Gpu, failed};
 use crate::plan::WgpuPlan;
 use crate::target::Target;
@@ -24,16 +25,25 @@ pub struct Options {
     /// Whether shaders are compiled with the driver's checks: indices into buffers, loops without an end. Generated
     /// shaders need none, and are two to three times as fast without.
     pub checked: bool,
+    /// The name of the only [`Family`] of shaders that plans may take; the planner's choice where nothing is said.
+    pub family: Option<String>,
 }
 
 impl Options {
-    /// What `NATTEN_WGPU_ADAPTER` and `NATTEN_WGPU_CHECKED` say.
+    /// What `NATTEN_WGPU_ADAPTER`, `NATTEN_WGPU_CHECKED` and `NATTEN_WGPU_FAMILY` say.
     pub fn from_environment() -> Self {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self {
             adapter: variable(ADAPTER_VARIABLE),
             checked: variable(CHECKED_VARIABLE).is_some_and(|value| value == "1"),
+            family: variable(FAMILY_VARIABLE),
         }
+    }
+
+    /// The same with no other family than this.
+    #[must_use]
+    pub fn family(self, family: Family) -> Self {
+        Self { family: Some(family.name().to_owned()), ..self }
     }
 
     /// The same with the driver's checks, or without.
@@ -56,6 +66,7 @@ impl WgpuBackend {
     ///
     /// # Errors
     /// [`Error::Unavailable`](natten_core::Error::Unavailable) where there is no such adapter,
+    /// [`Error::Invalid`](natten_core::Error::Invalid) where there is no such family,
     /// [`Error::Device`](natten_core::Error::Device) where it does not open.
     pub fn new(options: &Options) -> Result<Self> {
         block_on(Self::open(options))
@@ -66,12 +77,17 @@ impl WgpuBackend {
     /// # Errors
     /// Those of [`WgpuBackend::new`].
     pub async fn open(options: &Options) -> Result<Self> {
+        let family = options.family.as_deref().map(str::parse).transpose()?;
         let adapters = Adapters::search().await;
         let adapter = adapters.pick(options.adapter.as_deref())?;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("natten"),
             required_features: adapter.features() & FEATURES.union(wgpu::Features::PIPELINE_CACHE),
             required_limits: adapter.limits(),
+            // SAFETY: Cooperative matrices are all that is asked for of the experimental. Shaders use them as the
+            // extension of Vulkan says: every lane of a subgroup comes to them, and what they load and store lies
+            // inside of arrays whose sizes the planner has made for them.
+            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
             ..Default::default()
         };
         let mut described = info(adapter);
@@ -85,7 +101,7 @@ impl WgpuBackend {
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(failed)?;
         Ok(Self {
             info: described,
-            target: target(adapter),
+            target: Target { family, ..target(adapter) },
             gpu: Arc::new(Gpu::new(adapter, device, queue, options.checked)),
         })
     }
@@ -94,6 +110,10 @@ impl WgpuBackend {
 impl WgpuBackend {
     pub(crate) fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    pub(crate) const fn target(&self) -> &Target {
+        &self.target
     }
 
     #[cfg(test)]
@@ -141,6 +161,10 @@ impl Backend for WgpuBackend {
 
     fn download<'a>(&'a self, _queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
         Box::pin(memory::download(&self.gpu, tensor))
+    }
+
+    fn matmul_rate(&self, dtype: DType) -> Pending<'_, Option<f64>> {
+        ready(self.measure_products(dtype))
     }
 }
 

@@ -20,6 +20,10 @@ pub(crate) fn artifact(problem: &str, sequence: &Sequence) -> Result<Artifact> {
         json!({"name": "arena", "kind": "scratch", "bytes": bytes(sequence.arena, sequence.element)}),
         json!({"name": "integers", "kind": "scratch", "bytes": bytes(sequence.integers, 4)}),
     ];
+    for packed in &sequence.packed {
+        let bytes = bytes(packed.bytes(), 1);
+        buffers.push(json!({"name": packed_name(packed.role), "kind": "scratch", "bytes": bytes}));
+    }
     for spec in &sequence.tensors {
         buffers.push(json!({
             "name": spec.name,
@@ -74,6 +78,10 @@ pub(crate) fn artifact(problem: &str, sequence: &Sequence) -> Result<Artifact> {
     Ok(Artifact::new(SourceKind::Wgsl, format!("{text:#}\n")))
 }
 
+fn packed_name(role: natten_core::Role) -> String {
+    format!("packed {role}")
+}
+
 /// The names of the buffers that a shader binds, in order; tables of parameters become buffers with contents.
 fn bindings(
     run: &Run,
@@ -86,6 +94,7 @@ fn bindings(
         Binding::Arena => Ok("arena".to_owned()),
         Binding::Integers { .. } => Ok("integers".to_owned()),
         Binding::Tensor { role, .. } => Ok(name(*role)),
+        Binding::Packed { role, .. } => Ok(packed_name(*role)),
         Binding::Parameters { role, at } => {
             let name = match part {
                 None => format!("parameters of {}", name(*role)),

@@ -8,14 +8,20 @@
 
 mod adapters;
 mod backend;
+mod boxes;
 mod cache;
 mod emit;
+mod family;
+#[cfg(test)]
+mod family_tests;
 mod generic;
 mod gpu;
+mod matrix;
 mod memory;
 mod plan;
 mod rate;
 mod render;
+mod row;
 mod sequence;
 mod signal;
 mod target;
@@ -23,6 +29,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod tiled;
+mod tiled_backward;
 
 use std::sync::Arc;
 
@@ -33,6 +40,7 @@ use self::target::Target;
 pub use self::adapters::{Adapters, DeviceSummary};
 pub use self::backend::{Options, WgpuBackend};
 pub use self::cache::CACHE_VARIABLE;
+pub use self::family::{FAMILY_VARIABLE, Family};
 
 /// The backend's name in the registry.
 pub const NAME: &str = "wgpu";

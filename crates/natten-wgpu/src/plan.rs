@@ -1,7 +1,7 @@
 //! A sequence with its pipelines, ready to run.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use natten_core::geometry::Tiles;
@@ -13,7 +13,7 @@ use natten_core::{
 use crate::generic::convert::{self, Layout};
 use crate::gpu::{Gpu, failed};
 use crate::memory::memory_of;
-use crate::sequence::{Binding, Part, Run, Sequence, Step};
+use crate::sequence::{Binding, Packed, Part, Run, Sequence, Step};
 use crate::{NAME, emit};
 
 /// A prepared operation.
@@ -32,6 +32,8 @@ pub(crate) struct WgpuPlan {
 struct Memory {
     arena: wgpu::Buffer,
     integers: wgpu::Buffer,
+    /// The vectors that shaders take packed.
+    packed: BTreeMap<Role, wgpu::Buffer>,
     /// How the tensors lie in memory, a step after the other, each at a place that may be bound.
     parameters: wgpu::Buffer,
 }
@@ -63,7 +65,8 @@ impl WgpuPlan {
             ("shaders".to_owned(), sequence.runs().count().to_string()),
             ("arena".to_owned(), format!("{} bytes", sequence.arena * sequence.element)),
         ];
-        let workspace = sequence.arena * sequence.element + sequence.integers * 4;
+        let packed: u64 = sequence.packed.iter().map(Packed::bytes).sum();
+        let workspace = sequence.arena * sequence.element + sequence.integers * 4 + packed;
         let report = PlanReport::new(NAME, config, coverage, cost, workspace as usize);
         let problem = title(problem, request);
         Ok(Self { gpu: Arc::clone(gpu), sequence, pipelines, report, problem })
@@ -76,8 +79,7 @@ impl WgpuPlan {
         pipeline: &wgpu::ComputePipeline,
         run: &Run,
         part: Turn<'_>,
-        memory: &Memory,
-        tensors: &BTreeMap<Role, &Tensor>,
+        &OfRun { memory, tensors, ref direct }: &OfRun<'_>,
     ) -> Result<()> {
         let mut entries = Vec::with_capacity(run.bindings.len());
         for (binding, what) in (0..).zip(&run.bindings) {
@@ -90,6 +92,13 @@ impl WgpuPlan {
                     let buffer = &memory_of(&self.gpu, role.name(), tensor)?.buffer;
                     wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size })
                 }
+                Binding::Packed { role, .. } if direct.contains(role) => {
+                    memory_of(&self.gpu, role.name(), bound(tensors, *role)?)?.buffer.as_entire_binding()
+                }
+                Binding::Packed { role, .. } => match memory.packed.get(role) {
+                    Some(buffer) => buffer.as_entire_binding(),
+                    None => return Err(failed(format!("there is no packed {role}"))),
+                },
                 Binding::Parameters { role, .. } => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: &memory.parameters,
                     offset: self.place(*role, part),
@@ -112,6 +121,29 @@ impl WgpuPlan {
         let [x, y, z] = run.workgroups;
         pass.dispatch_workgroups(x, y, z);
         Ok(())
+    }
+
+    /// The tensors that lie in memory as shaders take them, and are bound themselves. A result is not, where something
+    /// else is in its buffer: that is read while it is written.
+    fn direct(&self, tensors: &BTreeMap<Role, &Tensor>) -> Result<BTreeSet<Role>> {
+        let mut direct = BTreeSet::new();
+        for packed in self.sequence.packed.iter().filter(|packed| packed.may_be_direct) {
+            let tensor = bound(tensors, packed.role)?;
+            let buffer = &memory_of(&self.gpu, packed.role.name(), tensor)?.buffer;
+            let is_plain = tensor.offset() == 0
+                && tensor.strides() == natten_core::contiguous_strides(tensor.shape())
+                && (packed.bytes()..=self.gpu.most_binding).contains(&buffer.size());
+            let mut is_alone = true;
+            if packed.role == Role::Output {
+                for (&role, other) in tensors.iter().filter(|(role, _)| **role != packed.role) {
+                    is_alone &= memory_of(&self.gpu, role.name(), other)?.buffer != *buffer;
+                }
+            }
+            if is_plain && is_alone {
+                direct.insert(packed.role);
+            }
+        }
+        Ok(direct)
     }
 
     /// Where a tensor's table of parameters begins.
@@ -185,6 +217,15 @@ impl WgpuPlan {
     }
 }
 
+/// What shaders bind in a run.
+#[derive(Debug)]
+struct OfRun<'a> {
+    memory: &'a Memory,
+    tensors: &'a BTreeMap<Role, &'a Tensor>,
+    /// The tensors that take the place of packed vectors.
+    direct: BTreeSet<Role>,
+}
+
 /// A part of the problem that has its turn: which, of those that there are, and what it takes; none of a problem that
 /// is not parted.
 #[derive(Clone, Copy, Debug)]
@@ -229,6 +270,11 @@ impl Plan for WgpuPlan {
         let memory = Memory {
             arena: self.gpu.buffer("arena", sequence.arena * sequence.element, usage)?,
             integers: self.gpu.buffer("integers", sequence.integers * 4, usage)?,
+            packed: sequence
+                .packed
+                .iter()
+                .map(|packed| Ok((packed.role, self.gpu.buffer("packed", packed.bytes(), usage)?)))
+                .collect::<Result<_>>()?,
             parameters: self.gpu.buffer("parameters", self.parameter_bytes(), usage)?,
         };
         Ok(Workspace::new(self.report.workspace, memory))
@@ -246,6 +292,9 @@ impl Plan for WgpuPlan {
         if memory.arena.size() < self.sequence.arena * self.sequence.element
             || memory.integers.size() < self.sequence.integers * 4
             || memory.parameters.size() < self.parameter_bytes()
+            || self.sequence.packed.iter().any(|packed| {
+                memory.packed.get(&packed.role).is_none_or(|buffer| buffer.size() < packed.bytes())
+            })
         {
             return Err(Error::invalid(
                 "workspace",
@@ -259,6 +308,7 @@ impl Plan for WgpuPlan {
         let tensors: BTreeMap<Role, &Tensor> =
             roles.zip(bindings.inputs.iter().copied().chain(outputs)).collect();
         self.write_parameters(memory, &tensors)?;
+        let of_run = OfRun { memory, tensors: &tensors, direct: self.direct(&tensors)? };
         let scope = self.gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         for (number, step, part) in self.turns() {
@@ -267,8 +317,10 @@ impl Plan for WgpuPlan {
                     let element = self.sequence.element;
                     encoder.clear_buffer(&memory.arena, at * element, Some(len * element));
                 }
+                // Nothing is copied where the tensor itself is bound.
+                (Step::Run(run), _) if run.copies().is_some_and(|role| of_run.direct.contains(&role)) => {}
                 (Step::Run(run), Some(pipeline)) => {
-                    self.record(&mut encoder, pipeline, run, part, memory, &tensors)?;
+                    self.record(&mut encoder, pipeline, run, part, &of_run)?;
                 }
                 _ => {}
             }

@@ -25,6 +25,13 @@ pub(crate) enum Binding {
         /// Whether the shader writes it.
         is_written: bool,
     },
+    /// Vectors of f16 in rows: see [`Packed`].
+    Packed {
+        /// Which.
+        role: Role,
+        /// Whether the shader writes them.
+        is_written: bool,
+    },
     /// How the tensor of this step lies in memory: see [`convert`](crate::generic::convert).
     Parameters {
         /// The tensor.
@@ -78,6 +85,38 @@ pub(crate) struct Run {
     pub(crate) workgroups: [u32; 3],
 }
 
+impl Run {
+    /// The packed vectors that this step only copies from a tensor or to it.
+    pub(crate) fn copies(&self) -> Option<Role> {
+        match self.bindings[..] {
+            [Binding::Tensor { .. }, Binding::Packed { role, .. }, ..] => Some(role),
+            _ => None,
+        }
+    }
+}
+
+/// Vectors of f16, one behind the other, each padded with zeros, in a buffer of their own. Where a run finds the tensor
+/// itself like this, it is bound in their place, and the steps between the two are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Packed {
+    /// The tensor; additional tokens lie behind its own.
+    pub(crate) role: Role,
+    /// Numbers of a vector.
+    pub(crate) dim: u64,
+    /// The same, padded.
+    pub(crate) dims: u64,
+    pub(crate) vectors: u64,
+    /// Whether the tensor may take their place: there is no padding, and nothing else among them.
+    pub(crate) may_be_direct: bool,
+}
+
+impl Packed {
+    /// Their size.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.vectors * self.dims * 2
+    }
+}
+
 /// A plan's work.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
@@ -89,6 +128,8 @@ pub(crate) struct Sequence {
     pub(crate) arena: u64,
     /// Elements of all captured tensors of integers.
     pub(crate) integers: u64,
+    /// The tensors that shaders take packed.
+    pub(crate) packed: Vec<Packed>,
     /// What is done, in order.
     pub(crate) steps: Vec<Step>,
     /// The tensors of the caller, whole.

@@ -4,10 +4,9 @@
 
 use std::fmt::Write;
 
-use natten_core::geometry::{Axis, Neighborhood, Tiles};
-use natten_core::program::{Binary, Node, Program, Reduce, Unary, Var};
-use natten_core::{Op, OpRequest, PlanOptions, Problem, padded_tile};
+use natten_core::{Op, OpRequest, PlanOptions, Problem};
 
+use crate::boxes::Boxes;
 use crate::render::math::Real;
 use crate::target::Target;
 use crate::template::Fill;
@@ -22,8 +21,7 @@ const KEYS: usize = 32;
 /// How the shader is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
-    pub(crate) query_tile: [usize; 3],
-    pub(crate) key_tile: [usize; 3],
+    pub(crate) boxes: Boxes,
     /// Threads that share a row.
     column_groups: usize,
     /// Head dims in workgroup memory at a time, of keys, and of queries where they do not stay there.
@@ -32,9 +30,6 @@ pub(crate) struct Shape {
     /// Head dims, padded to chunks.
     dims: usize,
     additional_tiles: usize,
-    /// Boxes, over all residue groups, those counted that a shorter group does not have.
-    pieces: [usize; 3],
-    boxes: usize,
     heads: usize,
 }
 
@@ -55,11 +50,11 @@ impl Shape {
             _ => return None,
         };
         let threads = 8 * column_groups as u32;
-        let is_softmax = request.op == Op::Forward && is_softmax(problem.program());
+        let is_softmax = request.op == Op::Forward && is_softmax(problem);
         if real != Real::F32 || !is_softmax || threads > target.invocations || problem.batch() == 0 {
             return None;
         }
-        let (query_tile, key_tile) = tiles(problem, options)?;
+        let boxes = Boxes::new(problem, options, ROWS, KEYS)?;
         // Tables of rows and keys, weights, a part of keys or values.
         let fixed = 64 * (4 + 16 + 16 + 4) + 32 * (4 + 16) + 512 * 16 + 128 * 16 + 16;
         let dims = problem.head_dim().next_multiple_of(16);
@@ -69,37 +64,26 @@ impl Shape {
         if !is_resident && fixed + chunk * 256 > target.workgroup_bytes as usize {
             return None;
         }
-        let axes = problem.neighborhood().axes();
-        let pieces = std::array::from_fn(|a| axes[a].query_group_len(0).div_ceil(query_tile[a]));
-        let boxes = (0..3).map(|a| pieces[a] * axes[a].dilation()).product();
         let heads = problem.batch() * problem.heads();
         let most = target.workgroups as usize;
-        (boxes <= most && heads <= most).then_some(Self {
-            query_tile,
-            key_tile,
+        (boxes.query_boxes() <= most && heads <= most).then_some(Self {
+            boxes,
             column_groups,
             chunk,
             is_resident,
             dims,
             additional_tiles: problem.additional_tokens().div_ceil(KEYS),
-            pieces,
-            boxes,
             heads,
         })
     }
 
-    pub(crate) const fn workgroups(&self) -> [u32; 3] {
-        [self.boxes as u32, self.heads as u32, 1]
+    pub(crate) fn workgroups(&self) -> [u32; 3] {
+        [self.boxes.query_boxes() as u32, self.heads as u32, 1]
     }
 
     /// The most iterations of loops of an invocation.
     pub(crate) fn iterations(&self, problem: &Problem) -> u64 {
-        let axes = problem.neighborhood().axes();
-        let of_axis = |a: usize| {
-            let span = (axes[a].window_len() + self.query_tile[a]).min(axes[a].key_group_len(0));
-            span.div_ceil(self.key_tile[a])
-        };
-        let tiles = (0..3).map(of_axis).product::<usize>() + self.additional_tiles;
+        let tiles = self.boxes.key_boxes_of(problem) + self.additional_tiles;
         let threads = 8 * self.column_groups;
         let loads = (24 * self.chunk).div_ceil(threads);
         let of_scores = self.dims / self.chunk * (1 + loads + self.chunk);
@@ -112,16 +96,12 @@ impl Shape {
 
     /// Declarations of the shape.
     pub(crate) fn constants(&self) -> String {
-        let vector = |[x, y, z]: [usize; 3]| format!("vec3<i32>({x}, {y}, {z})");
         let value_quarters = 2 * self.column_groups;
         format!(
-            "const QUERY_TILE: vec3<i32> = {};\nconst KEY_TILE: vec3<i32> = {};\nconst PIECES: vec3<i32> = {};\n\
-             const COLUMN_GROUPS: u32 = {}u;\nconst DIMS: u32 = {}u;\nconst CHUNK: u32 = {}u;\n\
+            "{}const COLUMN_GROUPS: u32 = {}u;\nconst DIMS: u32 = {}u;\nconst CHUNK: u32 = {}u;\n\
              const ADDITIONAL_TILES: i32 = {};\nconst VALUE_QUARTERS: u32 = {value_quarters}u;\n\
              const VALUE_KEYS: u32 = {}u;\n",
-            vector(self.query_tile),
-            vector(self.key_tile),
-            vector(self.pieces),
+            self.boxes.constants(),
             self.column_groups,
             self.dims,
             self.chunk,
@@ -223,67 +203,7 @@ impl Shape {
 }
 
 /// Whether rows are softmax: of any score, under any mask, but nothing is multiplied to the weights.
-fn is_softmax(program: &Program) -> bool {
-    let node = |expr| program.graph().node(expr);
-    let row = program.row();
-    let [stage] = &row.stages[..] else { return false };
-    let is_exponential = match node(row.weight) {
-        Node::Unary(Unary::Exp, inner) => match node(*inner) {
-            Node::Binary(Binary::Sub, a, b) => *a == stage.value && *node(*b) == Node::Var(Var::Stage(0)),
-            _ => false,
-        },
-        _ => false,
-    };
-    is_exponential
-        && stage.reduce == Reduce::Lse
-        && *node(stage.value) == Node::Var(Var::X)
-        && program.post().is_none()
-        && program.decay().is_none()
-}
-
-/// The boxes: those that the caller asks for, where they are small enough, or else those that visit the fewest pairs.
-fn tiles(problem: &Problem, options: &PlanOptions) -> Option<([usize; 3], [usize; 3])> {
-    let neighborhood = problem.neighborhood();
-    let asked = |name, tile: &Option<Vec<usize>>| -> Option<[usize; 3]> {
-        tile.as_ref().and_then(|tile| padded_tile(name, tile, problem).ok())
-    };
-    let of = |asked: Option<[usize; 3]>, volume: usize, len: fn(&Axis, usize) -> usize| match asked {
-        Some(tile) => (tile.iter().product::<usize>() <= volume).then(|| vec![tile]),
-        None => Some(candidates(neighborhood, volume, len)),
-    };
-    let queries = of(asked("query_tile", &options.query_tile), ROWS, Axis::query_group_len)?;
-    let keys = of(asked("key_tile", &options.key_tile), KEYS, Axis::key_group_len)?;
-    // What a box costs whether it is full or not: its number of cells.
-    let cost = |query: [usize; 3], key: [usize; 3]| {
-        let tiles = Tiles::new(neighborhood, query, key);
-        let coverage = tiles.coverage();
-        let size = |tile: [usize; 3]| tile.iter().product::<usize>() as f64;
-        let filled = size(tiles.query_tile()) * size(tiles.key_tile()) / (ROWS * KEYS) as f64;
-        coverage.visited as f64 / filled
-    };
-    let pairs = queries.iter().flat_map(|&query| keys.iter().map(move |&key| (query, key)));
-    let (query, key) = pairs.min_by(|a, b| cost(a.0, a.1).total_cmp(&cost(b.0, b.1)))?;
-    // As the walk cuts them, at axes that are shorter.
-    let tiles = Tiles::new(neighborhood, query, key);
-    Some((tiles.query_tile(), tiles.key_tile()))
-}
-
-/// Boxes of powers of two of a volume, no longer along an axis than it needs.
-fn candidates(neighborhood: &Neighborhood, volume: usize, len: fn(&Axis, usize) -> usize) -> Vec<[usize; 3]> {
-    let most = neighborhood.axes().each_ref().map(|axis| len(axis, 0).next_power_of_two());
-    let powers = |most: usize| (0..=volume.ilog2()).map(|n| 1 << n).filter(move |&n: &usize| n <= most);
-    let mut all = Vec::new();
-    for x in powers(most[0]) {
-        for y in powers(most[1]) {
-            for z in powers(most[2]) {
-                if x * y * z <= volume {
-                    all.push([x, y, z]);
-                }
-            }
-        }
-    }
-    // The largest that there are: smaller ones leave threads idle.
-    let largest = all.iter().map(|tile| tile.iter().product::<usize>()).max().unwrap_or(1);
-    all.retain(|tile| tile.iter().product::<usize>() == largest);
-    all
+pub(crate) fn is_softmax(problem: &Problem) -> bool {
+    let program = problem.program();
+    program.has_softmax_row() && program.post().is_none() && program.decay().is_none()
 }

@@ -9,13 +9,19 @@ use natten_core::{Op, Result, Role};
 use super::functions::{Functions, cotangents, drop_zeros, of_row};
 use super::given::result;
 use super::{Builder, OPERANDS};
+use crate::family::Choice;
+use crate::matrix::{self, MATRIX};
+use crate::row::ROW;
+use crate::sequence::{Binding, Run, Step};
 use crate::template::{Fill, each};
-use crate::tiled::{Shape, TILED};
+use crate::tiled::{self, TILED};
+use crate::tiled_backward::{self, Side, TILED_BACKWARD};
 
 const ROWS: &str = include_str!("../wgsl/rows.wgsl");
 const KEYS: &str = include_str!("../wgsl/keys.wgsl");
 const COTANGENTS_OF_ROW: &str = include_str!("../wgsl/cotangents_of_row.wgsl");
 const COTANGENTS_OF_PAIRS: &str = include_str!("../wgsl/cotangents_of_pairs.wgsl");
+const BOXES: &str = include_str!("../wgsl/boxes.wgsl");
 const ADD_PAIR: &str = include_str!("../wgsl/add_pair.wgsl");
 
 /// The functions of window pairs, and of pairs with additional keys where there are any.
@@ -41,6 +47,12 @@ impl Builder<'_> {
         let op = self.request.op;
         let is_backward = matches!(op, Op::Backward | Op::BackwardJvp);
         self.place_results_of_rows();
+        if matches!(self.choice, Choice::Matrix(_)) && self.regions.get("TO_LSE").is_none() {
+            // The arena is bound always; this is what is always written to it.
+            let rows = self.len(Role::Query) / self.problem.head_dim() as u64;
+            let at = self.reserve(rows);
+            self.regions.put("TO_LSE", at);
+        }
         if is_backward {
             self.place_gradients();
         }
@@ -62,13 +74,41 @@ impl Builder<'_> {
             .zip(&lowered)
             .map(|(kind, lowered)| Functions::new(builder.problem, lowered.clone(), names, kind == 1))
             .collect();
-        if let Some(shape) = builder.tiled {
-            let source = builder.tiled_forward(&shape, &pairs[0])?;
-            self.check_loops("tiles", shape.iterations(self.problem))?;
-            self.run_workgroups("tiles", source, shape.workgroups());
-            return Ok(());
+        match builder.choice {
+            Choice::Matrix(shape) => {
+                let run = builder.matrix_forward(&shape, &pairs[0])?;
+                self.check_loops("matrices", shape.iterations(self.problem))?;
+                self.steps.push(Step::Run(run));
+                return Ok(());
+            }
+            Choice::Tiled(shape) => {
+                let source = builder.tiled_forward(&shape, &pairs[0])?;
+                self.check_loops("tiles", shape.iterations(self.problem))?;
+                self.run_workgroups("tiles", source, shape.workgroups());
+                return Ok(());
+            }
+            Choice::Row(shape) => {
+                let functions = shape.constants() + BOXES;
+                let source = builder.walk(&builder.regions, ROW, Fill::default(), &functions);
+                self.check_loops("a query each", shape.iterations(self.problem))?;
+                self.run_workgroups("a query each", source, shape.workgroups());
+                return Ok(());
+            }
+            Choice::Backward(_) | Choice::Generic => {}
         }
         let rows = builder.rows(&pairs)?;
+        if let Choice::Backward(shape) = builder.choice {
+            let sides = builder.tiled_backward(&shape, &pairs[0])?;
+            let row_count = self.len(Role::Query) / self.problem.head_dim() as u64;
+            self.run("rows", rows, row_count);
+            for (side, source) in sides {
+                let label = if side == Side::Keys { "tiles of keys" } else { "tiles of queries" };
+                self.check_loops(label, shape.iterations(self.problem, side))?;
+                self.run_workgroups(label, source, shape.workgroups(side));
+            }
+            self.scatter_all(&lowered)?;
+            return self.pull_mods();
+        }
         let keys = if is_backward { builder.keys(&pairs)? } else { None };
         let row_count = self.len(Role::Query) / self.problem.head_dim() as u64;
         self.check_loops("rows", self.of_row())?;
@@ -99,6 +139,9 @@ impl Builder<'_> {
             _ => [("TO_OUT_T", Role::Grad2GradOutput), ("TO_LSE_T", Role::Grad2GradLogsumexp)],
         };
         for (name, role) in of_rows {
+            if self.packed.iter().any(|packed| packed.role == role) {
+                continue;
+            }
             if self.wants(role) {
                 let at = self.result(role);
                 self.regions.put(name, at);
@@ -143,7 +186,10 @@ impl Builder<'_> {
     /// Room for the numbers that later walks take from the rows.
     fn regions_of_rows(&mut self, is_backward: bool) {
         let wanted = &self.wanted;
-        if is_backward && (wanted.key || wanted.value || wanted.rpb || !wanted.captures.is_empty()) {
+        let is_tiled = matches!(self.choice, Choice::Backward(_));
+        if is_backward
+            && (is_tiled || wanted.key || wanted.value || wanted.rpb || !wanted.captures.is_empty())
+        {
             let stages = self.problem.program().row().stages.len().max(1) as u64;
             let rows = self.len(Role::Query) / self.problem.head_dim() as u64;
             let at = self.reserve(rows * (1 + 4 * stages));
@@ -175,7 +221,9 @@ impl Builder<'_> {
             && pairs.iter().any(|pair| {
                 pair.lowered.stages.iter().any(|stage| !pair.lowered.graph.is_zero(stage.element.tangent))
             });
-        let sweeps_query = ["TO_DQ", "TO_DQ_T"].iter().any(|name| self.regions.get(name).is_some());
+        // Tiles of queries do that, where there are such.
+        let sweeps_query = !matches!(self.choice, Choice::Backward(_))
+            && ["TO_DQ", "TO_DQ_T"].iter().any(|name| self.regions.get(name).is_some());
 
         let mut functions = String::new();
         for pair in pairs {
@@ -250,12 +298,67 @@ impl Builder<'_> {
         Ok(self.walk(&self.regions, ROWS, fill, &functions))
     }
 
-    /// The shader of the tiled family.
-    fn tiled_forward(&self, shape: &Shape, pair: &Functions<'_>) -> Result<String> {
+    /// Whether scores go through functions of the pair.
+    fn has_program(&self) -> bool {
         let program = self.problem.program();
         let is_identity = *program.graph().node(program.score()) == Node::Var(Var::Score);
-        let has_program = !is_identity || program.mask().is_some() || self.problem.has_rpb();
-        let mut functions = shape.constants();
+        !is_identity || program.mask().is_some() || self.problem.has_rpb()
+    }
+
+    /// The step of the matrix family.
+    fn matrix_forward(&self, shape: &matrix::Shape, pair: &Functions<'_>) -> Result<Run> {
+        let has_program = self.has_program();
+        let mut functions = BOXES.to_owned();
+        if has_program {
+            functions += &pair.mask()?;
+            functions += &pair.stages()?;
+        }
+        let mut bindings = vec![Binding::Arena];
+        if functions.contains("ints[") {
+            bindings.push(Binding::Integers { is_written: false });
+        }
+        let fill = shape.fill(has_program, bindings.len());
+        bindings.extend(
+            self.packed
+                .iter()
+                .map(|packed| Binding::Packed { role: packed.role, is_written: packed.role == Role::Output }),
+        );
+        let functions = shape.constants() + &functions;
+        let source = shape.directives().to_owned() + &self.walk(&self.regions, MATRIX, fill, &functions);
+        Ok(Run { label: "matrices".to_owned(), source, bindings, workgroups: shape.workgroups() })
+    }
+
+    /// The shaders of the backward pass in tiles that are needed.
+    fn tiled_backward(
+        &self,
+        shape: &tiled_backward::Shape,
+        pair: &Functions<'_>,
+    ) -> Result<Vec<(Side, String)>> {
+        let has_program = self.has_program();
+        let mut functions = String::new();
+        if has_program {
+            functions += &pair.mask()?;
+            functions += &pair.weight()?;
+            functions += &pair.grad_score()?;
+        }
+        let region = |name: &'static str| self.regions.get(name).map(|_| name);
+        let mut sides = Vec::new();
+        for (side, to) in
+            [(Side::Queries, [region("TO_DQ"), None]), (Side::Keys, [region("TO_DK"), region("TO_DV")])]
+        {
+            if to != [None; 2] {
+                let fill = shape.fill(self.problem, side, has_program, to);
+                let functions = shape.constants(side) + BOXES + &functions;
+                sides.push((side, self.walk(&self.regions, TILED_BACKWARD, fill, &functions)));
+            }
+        }
+        Ok(sides)
+    }
+
+    /// The shader of the tiled family.
+    fn tiled_forward(&self, shape: &tiled::Shape, pair: &Functions<'_>) -> Result<String> {
+        let has_program = self.has_program();
+        let mut functions = shape.constants() + BOXES;
         if has_program {
             functions += &pair.mask()?;
             functions += &pair.stages()?;

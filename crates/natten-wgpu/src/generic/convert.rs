@@ -3,11 +3,12 @@
 use natten_core::{DType, Error, Result, Role, Tensor, TensorSpec};
 
 use crate::render::math::Real;
-use crate::sequence::{Binding, Cut, Run, WORKGROUP, workgroups};
+use crate::sequence::{Binding, Cut, Packed, Run, WORKGROUP, workgroups};
 use crate::target::Target;
 use crate::template::Fill;
 
 const CONVERT: &str = include_str!("../wgsl/convert.wgsl");
+const PACK: &str = include_str!("../wgsl/pack.wgsl");
 
 /// Reads a tensor into the arena, or among the captured integers, from element `at` on; or writes it from the arena.
 pub(crate) fn step(spec: &TensorSpec, real: Real, at: u64, target: &Target) -> Run {
@@ -46,6 +47,38 @@ pub(crate) fn step(spec: &TensorSpec, real: Real, at: u64, target: &Target) -> R
             Binding::Parameters { role: spec.role, at: at as u32 },
         ],
         workgroups: workgroups((spec.len() as u64).next_multiple_of(u64::from(WORKGROUP)), target.workgroups),
+    }
+}
+
+/// Copies a tensor of f16 to packed vectors, from number `first` of them on; or from there. A run leaves this out where
+/// the tensor itself is bound in their place.
+pub(crate) fn pack(spec: &TensorSpec, packed: &Packed, first: u64, target: &Target) -> Run {
+    let fill = Fill::default().value("WORDS", packed.dims / 2).value("DIM", packed.dim);
+    let (source, invocations) = match spec.is_output {
+        false => (fill.apply(PACK), spec.len() as u64 / packed.dim * packed.dims / 2),
+        true => {
+            let fill = fill
+                .flag("WRITES", true)
+                .flag("PACKED", true)
+                .flag("PACKED_WRITES", true)
+                .flag("HALVES", true)
+                .value("REAL", "f32")
+                .value("WORD", "u32")
+                .value("NUMBER", "u32")
+                .value("WIDEN", "from_half")
+                .value("NARROW", "to_half");
+            (fill.apply(CONVERT), spec.len() as u64)
+        }
+    };
+    Run {
+        label: format!("{} {}", if spec.is_output { "unpack" } else { "pack" }, spec.name),
+        source,
+        bindings: vec![
+            Binding::Tensor { role: spec.role, is_written: spec.is_output },
+            Binding::Packed { role: packed.role, is_written: !spec.is_output },
+            Binding::Parameters { role: spec.role, at: first as u32 },
+        ],
+        workgroups: workgroups(invocations.next_multiple_of(u64::from(WORKGROUP)), target.workgroups),
     }
 }
 

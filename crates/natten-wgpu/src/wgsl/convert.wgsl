@@ -51,6 +51,14 @@ fn number_at(place: i32) -> i32 {
 }
 //:end
 
+//:if HALVES
+// The bits of a number of vectors that are packed with padding.
+fn half_of(number: i32) -> u32 {
+    let d = number % $DIM$;
+    return (numbers[number / $DIM$ * $WORDS$ + d / 2] >> (16u * u32(d & 1))) & 0xffffu;
+}
+//:end
+
 @compute @workgroup_size(64)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -75,7 +83,11 @@ fn main(
         let number = number_at(2 * word + half);
         if (number >= 0) {
             let shift = 16u * u32(half);
+//:if HALVES
+            bits = (bits & ~(0xffffu << shift)) | (half_of(number) << shift);
+//:else
             bits = (bits & ~(0xffffu << shift)) | ($NARROW$(f32(numbers[number])) << shift);
+//:end
         }
     }
     tensor[word] = bits;

@@ -89,24 +89,11 @@ fn seen(row: u32, key: u32, is_window: bool, scaled: f32) -> f32 {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let b = i32(group.y) / HEADS;
     let h = i32(group.y) % HEADS;
-    // The box: its residue group, its first position and its extent along each axis.
-    var rest = i32(group.x);
-    var residue: vec3<i32>;
-    var first: vec3<i32>;
-    residue.z = rest % DILATION.z;
-    rest /= DILATION.z;
-    first.z = rest % PIECES.z * QUERY_TILE.z;
-    rest /= PIECES.z;
-    residue.y = rest % DILATION.y;
-    rest /= DILATION.y;
-    first.y = rest % PIECES.y * QUERY_TILE.y;
-    rest /= PIECES.y;
-    residue.x = rest % DILATION.x;
-    rest /= DILATION.x;
-    first.x = rest * QUERY_TILE.x;
-    let group_len = (QUERY_SHAPE - residue + DILATION - 1) / DILATION;
-    if (any(first >= group_len)) { return; }
-    let last = min(first + QUERY_TILE, group_len) - 1;
+    let cut = query_cut(i32(group.x));
+    if (!cut.is_there) { return; }
+    let residue = cut.residue;
+    let first = cut.first;
+    let last = cut.last;
     let spans_first = windows(residue + DILATION * first);
     let spans_last = windows(residue + DILATION * last);
     let union_start = spans_first.start;
@@ -118,7 +105,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let column_group = lane % COLUMN_GROUPS;
     if (lane < 64u) {
         let i = i32(lane);
-        let offset = vec3<i32>(i / (QUERY_TILE.y * QUERY_TILE.z), i / QUERY_TILE.z % QUERY_TILE.y, i % QUERY_TILE.z);
+        let offset = offset_in(i, QUERY_TILE);
         // Rows beyond the box are its last, and are not written.
         let qc = residue + DILATION * min(first + offset, last);
         let span = windows(qc);
@@ -135,12 +122,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var total = 0.0;
 $DECLARE_OUTPUT$
 
-    let tiles = max((union_end - union_start + KEY_TILE - 1) / KEY_TILE, vec3<i32>(0));
+    let tiles = walk_of(union_start, union_end, KEY_TILE);
     let window_tiles = tiles.x * tiles.y * tiles.z;
     for (var tile = 0; tile < window_tiles + ADDITIONAL_TILES; tile++) {
         let is_window = tile < window_tiles;
-        let start = union_start + KEY_TILE * vec3<i32>(
-            tile / max(tiles.y * tiles.z, 1), tile / max(tiles.z, 1) % max(tiles.y, 1), tile % max(tiles.z, 1));
+        let start = union_start + KEY_TILE * step_of(tile, tiles);
         let end = start + KEY_TILE;
         // A box that is clipped has cells without a key.
         let is_full = is_window && KEY_TILE.x * KEY_TILE.y * KEY_TILE.z == 32 && all(common_start <= start) && all(end <= common_end);
@@ -148,9 +134,9 @@ $DECLARE_OUTPUT$
         if (lane == 0u) { atomicStore(&is_odd, 0u); }
         if (lane < 32u) {
             let i = i32(lane);
-            let offset = vec3<i32>(i / (KEY_TILE.y * KEY_TILE.z), i / KEY_TILE.z % KEY_TILE.y, i % KEY_TILE.z);
+            let offset = offset_in(i, KEY_TILE);
             let position = start + offset;
-            let inside = i < KEY_TILE.x * KEY_TILE.y * KEY_TILE.z && all(position < union_end);
+            let inside = has_cell(i, KEY_TILE) && all(position < union_end);
             let kc = residue + DILATION * min(position, union_end - 1);
             let k = (kc.x * KEY_SHAPE.y + kc.y) * KEY_SHAPE.z + kc.z;
             key_vector[lane] = u32((b * KEYS + k) * HEADS_KV + h / PER_KV);
@@ -237,8 +223,8 @@ $MULTIPLY_ODD_VALUES$
         let is_alive = !(total == 0.0);
         factor[lane] = select(0.0, 1.0 / total, is_alive);
         let i = i32(lane);
-        let offset = vec3<i32>(i / (QUERY_TILE.y * QUERY_TILE.z), i / QUERY_TILE.z % QUERY_TILE.y, i % QUERY_TILE.z);
-        let is_row = i < QUERY_TILE.x * QUERY_TILE.y * QUERY_TILE.z && all(first + offset <= last);
+        let offset = offset_in(i, QUERY_TILE);
+        let is_row = has_cell(i, QUERY_TILE) && all(first + offset <= last);
 //:if TO_LSE
         if (is_row) {
             arena[TO_LSE + row_vector[lane]] = select(-inf(), peak + f_log(total), is_alive);
