@@ -130,7 +130,7 @@ fn features(adapter: &wgpu::Adapter) -> Vec<(String, String)> {
 }
 
 /// Lanes of a subgroup, where there is no choice of them.
-fn subgroup(adapter: &wgpu::Adapter) -> Option<u32> {
+pub(crate) fn subgroup(adapter: &wgpu::Adapter) -> Option<u32> {
     let info = adapter.get_info();
     let is_fixed = info.subgroup_min_size == info.subgroup_max_size && info.subgroup_min_size > 0;
     (adapter.features().contains(wgpu::Features::SUBGROUP) && is_fixed).then_some(info.subgroup_min_size)
@@ -161,7 +161,8 @@ pub(crate) fn target(adapter: &wgpu::Adapter) -> Target {
         workgroup_bytes: limits.max_compute_workgroup_storage_size,
         invocations: limits.max_compute_invocations_per_workgroup,
         workgroups: limits.max_compute_workgroups_per_dimension,
-        subgroup: subgroup(adapter),
+        // A software driver has one lane work after the other, and is long about the compilation.
+        subgroup: subgroup(adapter).filter(|_| info.device_type != wgpu::DeviceType::Cpu),
         matrices: matrices(adapter),
         family: None,
         // gallivm counts them over all loops of an invocation.

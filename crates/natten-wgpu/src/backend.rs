@@ -108,6 +108,12 @@ impl WgpuBackend {
 }
 
 impl WgpuBackend {
+    /// The same device, held to one family of shaders.
+    #[must_use]
+    pub fn held_to(&self, family: Family) -> Self {
+        Self { target: Target { family: Some(family), ..self.target.clone() }, ..self.clone() }
+    }
+
     pub(crate) fn gpu(&self) -> &Gpu {
         &self.gpu
     }

@@ -18,6 +18,8 @@ pub const FAMILY_VARIABLE: &str = "NATTEN_WGPU_FAMILY";
 pub enum Family {
     /// Forward softmax of f16 by products of matrices that subgroups hold together.
     Matrix,
+    /// Forward softmax in register tiles, whose rows lanes of a subgroup work out among them.
+    Subgroup,
     /// Softmax, forward and backward, in register tiles.
     Tiled,
     /// Everything.
@@ -28,12 +30,13 @@ pub enum Family {
 
 impl Family {
     /// All of them, in the order in which planners ask them; the first that does everything ends the search.
-    pub const ALL: [Self; 4] = [Self::Matrix, Self::Tiled, Self::Generic, Self::Row];
+    pub const ALL: [Self; 5] = [Self::Matrix, Self::Subgroup, Self::Tiled, Self::Generic, Self::Row];
 
     /// The name in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Matrix => "matrix",
+            Self::Subgroup => "subgroup",
             Self::Tiled => "tiled",
             Self::Generic => "generic",
             Self::Row => "row",
@@ -88,10 +91,13 @@ impl Choice {
     ) -> Result<Self> {
         let choice = |family| match family {
             Family::Matrix => matrix::Shape::of(problem, request, options, target).map(Self::Matrix),
+            Family::Subgroup => {
+                tiled::Shape::of(problem, request, options, target, real, true).map(Self::Tiled)
+            }
             Family::Tiled => {
-                tiled::Shape::of(problem, request, options, target, real).map(Self::Tiled).or_else(|| {
-                    tiled_backward::Shape::of(problem, request, options, target, real).map(Self::Backward)
-                })
+                let forward = tiled::Shape::of(problem, request, options, target, real, false);
+                let backward = || tiled_backward::Shape::of(problem, request, options, target, real);
+                forward.map(Self::Tiled).or_else(|| backward().map(Self::Backward))
             }
             Family::Generic => Some(Self::Generic),
             Family::Row => row::Shape::of(problem, request, options, target, real).map(Self::Row),
@@ -124,6 +130,7 @@ impl Choice {
     pub(crate) const fn family(&self) -> Family {
         match self {
             Self::Matrix(_) => Family::Matrix,
+            Self::Tiled(shape) if shape.has_subgroups() => Family::Subgroup,
             Self::Tiled(_) | Self::Backward(_) => Family::Tiled,
             Self::Row(_) => Family::Row,
             Self::Generic => Family::Generic,

@@ -61,6 +61,18 @@ fn a_query_each_passes_the_suite() {
 }
 
 #[test]
+fn subgroups_pass_the_suite() {
+    run(&["natten", "feature", "special", "program-"], 16, |target| {
+        target.family = Some(Family::Subgroup);
+        // Planners leave it out on software drivers, which have subgroups all the same.
+        let adapters = crate::Adapters::find();
+        let adapter = adapters.pick(Options::from_environment().adapter.as_deref()).unwrap();
+        target.subgroup = crate::adapters::subgroup(adapter);
+        assert!(target.subgroup.is_some(), "the driver offers subgroups of several sizes, or none");
+    });
+}
+
+#[test]
 fn tiles_pass_the_suite() {
     run(&["natten", "feature", "special", "program-"], 16, |target| target.family = Some(Family::Tiled));
 }

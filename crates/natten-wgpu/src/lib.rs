@@ -60,6 +60,17 @@ pub fn probe() -> Result<Arc<dyn Backend>> {
     WgpuBackend::new(&options).map(|backend| Arc::new(backend) as Arc<dyn Backend>)
 }
 
+/// The same adapter once for every family of shaders that is worth measuring, held to it: what [`Family`] says, but for
+/// the one that does everything and takes its time.
+///
+/// # Errors
+/// As [`probe`].
+pub fn families() -> Result<Vec<(&'static str, Arc<dyn Backend>)>> {
+    let backend = WgpuBackend::new(&Options::from_environment())?;
+    let measured = Family::ALL.into_iter().filter(|&family| family != Family::Generic);
+    Ok(measured.map(|f| (f.name(), Arc::new(backend.held_to(f)) as Arc<dyn Backend>)).collect())
+}
+
 /// The WGSL of an operation as one self-contained JSON text, without a device: for what every browser with WebGPU has.
 /// A page runs it with nothing but `navigator.gpu`.
 ///

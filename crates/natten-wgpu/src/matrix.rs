@@ -80,7 +80,7 @@ impl Shape {
     /// Workgroup memory.
     fn bytes(&self) -> usize {
         let kept = if self.matrices.is_native { 0 } else { ROWS * self.key_stride() };
-        8 * (self.tile_cells() + kept) + ROWS * SCORE_STRIDE * (16 + 8) + 99 * 4 + 16 + 16
+        8 * (self.tile_cells() + kept) + ROWS * SCORE_STRIDE * (16 + 8) + (99 + KEYS) * 4 + 16
     }
 
     const fn key_stride(&self) -> usize {
@@ -336,7 +336,7 @@ impl Shape {
                 let _ = writeln!(declare, "    var {ahead} = vec4<f16>();");
                 let _ = writeln!(
                     fetch,
-                    "{guard}{{ {ahead} = packed_{name}[key_of(walk, next, {i} / {of_row}) * {of_row} + {i} % {of_row}]; }}"
+                    "{guard}{{ {ahead} = packed_{name}[key_vector[{i} / {of_row}] * {of_row} + {i} % {of_row}]; }}"
                 );
                 let cell = format!("{i} % {of_row}");
                 let _ = match name {

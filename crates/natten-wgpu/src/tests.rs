@@ -122,7 +122,13 @@ fn every_sequence(target: &Target, mut visit: impl FnMut(&str, &Sequence)) {
 #[test]
 fn naga_takes_every_shader() {
     let mut seen = HashSet::new();
-    let mut targets = vec![VULKAN, with_matrices(16, true), with_matrices(8, true), with_matrices(16, false)];
+    let mut targets = vec![
+        VULKAN,
+        Target { subgroup: Some(32), ..VULKAN },
+        with_matrices(16, true),
+        with_matrices(8, true),
+        with_matrices(16, false),
+    ];
     targets.extend(Family::ALL.map(|family| Target { family: Some(family), ..with_matrices(16, true) }));
     for target in &targets {
         every_sequence(target, |name, sequence| check(&mut seen, name, sequence));
@@ -281,7 +287,27 @@ fn representative_shaders() {
     let linear = recurrence(DType::F32);
     let linear =
         sequence(&linear, &whole(&linear, Op::ForwardJvp), &PlanOptions::default(), &Target::BROWSER);
-    for (name, sequence) in [("forward", forward), ("backward", backward), ("recurrence", linear)] {
+    let axes = [AxisParams::new(40, 13), AxisParams::new(44, 9).dilation(2)];
+    let plain = |dtype| {
+        let problem = Problem::builder(Neighborhood::new(&axes).unwrap(), dtype).heads(4).heads_kv(2);
+        problem.head_dim(64).build().unwrap()
+    };
+    let of = |dtype, op, family| {
+        let problem = plain(dtype);
+        let target = Target { family: Some(family), ..with_matrices(16, true) };
+        sequence(&problem, &whole(&problem, op), &PlanOptions::default(), &target)
+    };
+    let matrix = of(DType::F16, Op::Forward, Family::Matrix);
+    let subgroup = of(DType::F32, Op::Forward, Family::Subgroup);
+    let tiled_backward = of(DType::F32, Op::Backward, Family::Tiled);
+    for (name, sequence) in [
+        ("forward", forward),
+        ("backward", backward),
+        ("recurrence", linear),
+        ("matrix", matrix),
+        ("subgroup", subgroup),
+        ("tiled_backward", tiled_backward),
+    ] {
         let sequence = sequence.unwrap();
         let mut known: Vec<&str> = Vec::new();
         let mut text = String::new();

@@ -363,7 +363,13 @@ impl Builder<'_> {
             functions += &pair.mask()?;
             functions += &pair.stages()?;
         }
-        Ok(self.walk(&self.regions, TILED, shape.fill(self.problem, has_program), &functions))
+        let places: Vec<u64> = ["Q", "K", "V"].iter().filter_map(|name| self.regions.get(name)).collect();
+        let is_wide = shape.reads_wide(has_program, &places);
+        let fill = shape.fill(self.problem, has_program, is_wide);
+        let source = self.walk(&self.regions, TILED, fill, &functions);
+        // The same memory, as vectors of four.
+        let (narrow, wide) = ("arena: array<R>;", "arena: array<vec4<R>>;");
+        Ok(if is_wide { source.replacen(narrow, wide, 1) } else { source })
     }
 
     /// Statements that show a row's pairs, one after the other, to statements of `at` and the pair's numbers `x`; `$P$`

@@ -16,6 +16,8 @@ var<workgroup> tiles: array<vec4<f16>, TILE_CELLS>;
 // Of each row: scores, and parts of the output.
 var<workgroup> scores: array<vec4<f32>, 64u * SCORE_STRIDE>;
 var<workgroup> weights: array<vec4<f16>, 64u * WEIGHT_STRIDE>;
+// The vectors of the keys that are fetched next.
+var<workgroup> key_vector: array<u32, 32>;
 // By axis and n: the cells of a box of keys that are before n along the axis.
 var<workgroup> before: array<u32, 99>;
 // Whether a peak moved; whether a value is infinite or NaN, which a masked pair may not see.
@@ -175,6 +177,7 @@ fn main(
         before[i] = cells;
     }
     if (lane == 0u) { atomicStore(&is_odd, 0u); }
+    if (lane < 32u && step_count > 0) { key_vector[lane] = key_of(walk, 0, lane); }
     for (var i = lane; i < 64u * KEY_CELLS; i += $THREADS$u) {
         let place = cut.first + offset_in(i32(i / KEY_CELLS), QUERY_TILE);
         let vector = query_vector(walk.b, walk.h, cut.residue + DILATION * min(place, cut.last));
@@ -192,7 +195,6 @@ $DECLARE_OUTPUT$
     var total = 0.0;
 $DECLARE_AHEAD$
     if (step_count > 0) {
-        let next = 0;
 $FETCH$
     }
 
@@ -200,11 +202,11 @@ $FETCH$
         // Everyone is done with the keys and the values before.
         workgroupBarrier();
 $STAGE$
+        if (lane < 32u) { key_vector[lane] = key_of(walk, min(step + 1, step_count - 1), lane); }
         if (lane == 0u) { atomicStore(&has_moved, 0u); }
         workgroupBarrier();
         // What comes next is on its way while this is multiplied.
         if (step + 1 < step_count) {
-            let next = step + 1;
 $FETCH$
         }
 $MULTIPLY_SCORES$
