@@ -13,6 +13,7 @@ export interface RunStep {
   label: string;
   shader: number;
   entry: string;
+  constants: Record<string, number>;
   bindings: string[];
   workgroups: [number, number, number];
 }
@@ -67,7 +68,8 @@ export class Plan {
     const steps = await Promise.all(
       text.steps.map(async (step) => {
         if ("clear" in step) return { step };
-        const compute = { module: modules[step.shader], entryPoint: step.entry };
+        const { shader, entry: entryPoint, constants } = step;
+        const compute = { module: modules[shader], entryPoint, constants };
         const pipeline = await device.createComputePipelineAsync({ label: step.label, layout: "auto", compute });
         const entries = step.bindings.map((name, binding) => ({ binding, resource: { buffer: buffers.get(name)! } }));
         const group = device.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries });

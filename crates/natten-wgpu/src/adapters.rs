@@ -3,7 +3,7 @@
 use natten_core::{DeviceInfo, DeviceKind, Error, Result};
 use pollster::block_on;
 
-use crate::target::{MOST_BINDING, Target};
+use crate::target::{MOST_BINDING, Matrices, Target};
 use crate::{ADAPTER_VARIABLE, NAME};
 
 /// Every adapter that wgpu finds, the best first.
@@ -23,13 +23,22 @@ pub struct DeviceSummary {
 }
 
 /// The features that shaders use, where an adapter has them.
-pub(crate) const FEATURES: wgpu::Features = wgpu::Features::SHADER_F64.union(wgpu::Features::SHADER_INT64);
+pub(crate) const FEATURES: wgpu::Features = wgpu::Features::SHADER_F64
+    .union(wgpu::Features::SHADER_INT64)
+    .union(wgpu::Features::SHADER_F16)
+    .union(wgpu::Features::SUBGROUP)
+    .union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
 
 impl Adapters {
     /// Looks for adapters.
     pub fn find() -> Self {
+        block_on(Self::search())
+    }
+
+    /// As [`Adapters::find`], where nothing may block.
+    pub async fn search() -> Self {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-        let mut list = block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+        let mut list = instance.enumerate_adapters(wgpu::Backends::PRIMARY).await;
         list.retain(|adapter| adapter.get_info().backend != wgpu::Backend::Noop);
         list.sort_by_key(|adapter| rank(adapter.get_info().device_type));
         Self { list }
@@ -120,6 +129,28 @@ fn features(adapter: &wgpu::Adapter) -> Vec<(String, String)> {
     .into()
 }
 
+/// Lanes of a subgroup, where there is no choice of them.
+pub(crate) fn subgroup(adapter: &wgpu::Adapter) -> Option<u32> {
+    let info = adapter.get_info();
+    let is_fixed = info.subgroup_min_size == info.subgroup_max_size && info.subgroup_min_size > 0;
+    (adapter.features().contains(wgpu::Features::SUBGROUP) && is_fixed).then_some(info.subgroup_min_size)
+}
+
+/// The largest square matrices of f16 with sums in f32.
+fn matrices(adapter: &wgpu::Adapter) -> Option<Matrices> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+    let lanes = subgroup(adapter).filter(|_| adapter.features().contains(needed))?;
+    let offered = adapter.cooperative_matrix_properties();
+    let has = |&edge: &u32| {
+        offered
+            .iter()
+            .any(|p| [p.m_size, p.n_size, p.k_size] == [edge; 3] && (p.ab_type, p.cr_type) == (F16, F32))
+    };
+    let edge = [16, 8].into_iter().find(has)?;
+    Some(Matrices { edge, lanes, is_native: true })
+}
+
 /// What plans may use of an adapter.
 pub(crate) fn target(adapter: &wgpu::Adapter) -> Target {
     let (info, limits, has) = (adapter.get_info(), adapter.limits(), adapter.features());
@@ -130,6 +161,10 @@ pub(crate) fn target(adapter: &wgpu::Adapter) -> Target {
         workgroup_bytes: limits.max_compute_workgroup_storage_size,
         invocations: limits.max_compute_invocations_per_workgroup,
         workgroups: limits.max_compute_workgroups_per_dimension,
+        // A software driver has one lane work after the other, and is long about the compilation.
+        subgroup: subgroup(adapter).filter(|_| info.device_type != wgpu::DeviceType::Cpu),
+        matrices: matrices(adapter),
+        family: None,
         // gallivm counts them over all loops of an invocation.
         loop_iterations: info.name.contains("llvmpipe").then_some(65_535),
     }

@@ -4,12 +4,13 @@ use std::any::Any;
 use std::sync::Arc;
 
 use natten_core::{
-    Backend, DeviceInfo, HostTensor, OpRequest, Pending, Plan, PlanOptions, Problem, Queue, Result, Tensor,
-    TensorSpec, ready,
+    Backend, DType, DeviceInfo, HostTensor, OpRequest, Pending, Plan, PlanOptions, Problem, Queue, Result,
+    Tensor, TensorSpec, ready,
 };
 use pollster::block_on;
 
 use crate::adapters::{Adapters, FEATURES, info, target};
+use crate::family::{FAMILY_VARIABLE, Family};
 use crate::gpu::{Gpu, failed};
 use crate::plan::WgpuPlan;
 use crate::target::Target;
@@ -24,16 +25,25 @@ pub struct Options {
     /// Whether shaders are compiled with the driver's checks: indices into buffers, loops without an end. Generated
     /// shaders need none, and are two to three times as fast without.
     pub checked: bool,
+    /// The name of the only [`Family`] of shaders that plans may take; the planner's choice where nothing is said.
+    pub family: Option<String>,
 }
 
 impl Options {
-    /// What `NATTEN_WGPU_ADAPTER` and `NATTEN_WGPU_CHECKED` say.
+    /// What `NATTEN_WGPU_ADAPTER`, `NATTEN_WGPU_CHECKED` and `NATTEN_WGPU_FAMILY` say.
     pub fn from_environment() -> Self {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self {
             adapter: variable(ADAPTER_VARIABLE),
             checked: variable(CHECKED_VARIABLE).is_some_and(|value| value == "1"),
+            family: variable(FAMILY_VARIABLE),
         }
+    }
+
+    /// The same with no other family than this.
+    #[must_use]
+    pub fn family(self, family: Family) -> Self {
+        Self { family: Some(family.name().to_owned()), ..self }
     }
 
     /// The same with the driver's checks, or without.
@@ -56,14 +66,28 @@ impl WgpuBackend {
     ///
     /// # Errors
     /// [`Error::Unavailable`](natten_core::Error::Unavailable) where there is no such adapter,
+    /// [`Error::Invalid`](natten_core::Error::Invalid) where there is no such family,
     /// [`Error::Device`](natten_core::Error::Device) where it does not open.
     pub fn new(options: &Options) -> Result<Self> {
-        let adapters = Adapters::find();
+        block_on(Self::open(options))
+    }
+
+    /// As [`WgpuBackend::new`], where nothing may block.
+    ///
+    /// # Errors
+    /// Those of [`WgpuBackend::new`].
+    pub async fn open(options: &Options) -> Result<Self> {
+        let family = options.family.as_deref().map(str::parse).transpose()?;
+        let adapters = Adapters::search().await;
         let adapter = adapters.pick(options.adapter.as_deref())?;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("natten"),
-            required_features: adapter.features() & FEATURES,
+            required_features: adapter.features() & FEATURES.union(wgpu::Features::PIPELINE_CACHE),
             required_limits: adapter.limits(),
+            // SAFETY: Cooperative matrices are all that is asked for of the experimental. Shaders use them as the
+            // extension of Vulkan says: every lane of a subgroup comes to them, and what they load and store lies
+            // inside of arrays whose sizes the planner has made for them.
+            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
             ..Default::default()
         };
         let mut described = info(adapter);
@@ -74,18 +98,33 @@ impl WgpuBackend {
                 described.features.push((format!("adapter {number}, not taken"), text));
             }
         }
-        let (device, queue) = block_on(adapter.request_device(&descriptor)).map_err(failed)?;
+        let (device, queue) = adapter.request_device(&descriptor).await.map_err(failed)?;
         Ok(Self {
             info: described,
-            target: target(adapter),
+            target: Target { family, ..target(adapter) },
             gpu: Arc::new(Gpu::new(adapter, device, queue, options.checked)),
         })
     }
 }
 
 impl WgpuBackend {
+    /// The same device, held to one family of shaders.
+    #[must_use]
+    pub fn held_to(&self, family: Family) -> Self {
+        Self { target: Target { family: Some(family), ..self.target.clone() }, ..self.clone() }
+    }
+
     pub(crate) fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    pub(crate) const fn target(&self) -> &Target {
+        &self.target
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn target_mut(&mut self) -> &mut Target {
+        &mut self.target
     }
 }
 
@@ -107,9 +146,10 @@ impl Backend for WgpuBackend {
         let sequence = options
             .check_full_precision(self.info.backend)
             .and_then(|()| generic::sequence(problem, request, options, &self.target));
-        let plan =
-            sequence.and_then(|sequence| WgpuPlan::new(&self.gpu, problem, request, sequence, &self.info));
-        ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))
+        Box::pin(async move {
+            let plan = WgpuPlan::new(&self.gpu, problem, request, sequence?, &self.info).await?;
+            Ok(Arc::new(plan) as Arc<dyn Plan>)
+        })
     }
 
     fn queue(&self) -> Result<Arc<dyn Queue>> {
@@ -126,7 +166,11 @@ impl Backend for WgpuBackend {
     }
 
     fn download<'a>(&'a self, _queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
-        ready(memory::download(&self.gpu, tensor))
+        Box::pin(memory::download(&self.gpu, tensor))
+    }
+
+    fn matmul_rate(&self, dtype: DType) -> Pending<'_, Option<f64>> {
+        ready(self.measure_products(dtype))
     }
 }
 
@@ -136,7 +180,7 @@ pub(crate) struct DeviceQueue(Arc<Gpu>);
 
 impl Queue for DeviceQueue {
     fn finish(&self) -> Pending<'_, ()> {
-        ready(self.0.wait())
+        Box::pin(self.0.finish())
     }
 
     fn as_any(&self) -> &dyn Any {

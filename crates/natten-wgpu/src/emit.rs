@@ -4,8 +4,8 @@
 use natten_core::{Artifact, Result, SourceKind};
 use serde_json::{Value, json};
 
-use crate::generic::convert;
-use crate::sequence::{Binding, Run, Sequence, Step};
+use crate::generic::convert::{self, Layout};
+use crate::sequence::{Binding, Part, Run, Sequence, Step};
 
 /// The version of the format, for readers to check.
 const VERSION: u32 = 1;
@@ -20,6 +20,10 @@ pub(crate) fn artifact(problem: &str, sequence: &Sequence) -> Result<Artifact> {
         json!({"name": "arena", "kind": "scratch", "bytes": bytes(sequence.arena, sequence.element)}),
         json!({"name": "integers", "kind": "scratch", "bytes": bytes(sequence.integers, 4)}),
     ];
+    for packed in &sequence.packed {
+        let bytes = bytes(packed.bytes(), 1);
+        buffers.push(json!({"name": packed_name(packed.role), "kind": "scratch", "bytes": bytes}));
+    }
     for spec in &sequence.tensors {
         buffers.push(json!({
             "name": spec.name,
@@ -35,8 +39,13 @@ pub(crate) fn artifact(problem: &str, sequence: &Sequence) -> Result<Artifact> {
     };
     let mut shaders: Vec<&str> = Vec::new();
     let mut steps: Vec<Value> = Vec::new();
+    let mut part = None;
     for step in &sequence.steps {
         steps.push(match step {
+            Step::Begin(next) => {
+                part = Some((part.map_or(0, |(number, _)| number + 1), next));
+                continue;
+            }
             Step::Clear { at, len } => json!({
                 "clear": "arena", "offset": at * sequence.element, "bytes": len * sequence.element,
             }),
@@ -45,7 +54,7 @@ pub(crate) fn artifact(problem: &str, sequence: &Sequence) -> Result<Artifact> {
                     shaders.push(&run.source);
                     shaders.len() - 1
                 });
-                let bindings = bindings(run, sequence, &mut buffers, &name)?;
+                let bindings = bindings(run, sequence, part, &mut buffers, &name)?;
                 json!({
                     "label": run.label,
                     "shader": shader,
@@ -69,10 +78,15 @@ pub(crate) fn artifact(problem: &str, sequence: &Sequence) -> Result<Artifact> {
     Ok(Artifact::new(SourceKind::Wgsl, format!("{text:#}\n")))
 }
 
+fn packed_name(role: natten_core::Role) -> String {
+    format!("packed {role}")
+}
+
 /// The names of the buffers that a shader binds, in order; tables of parameters become buffers with contents.
 fn bindings(
     run: &Run,
     sequence: &Sequence,
+    part: Option<(usize, &Part)>,
     buffers: &mut Vec<Value>,
     name: &dyn Fn(natten_core::Role) -> String,
 ) -> Result<Vec<String>> {
@@ -80,10 +94,15 @@ fn bindings(
         Binding::Arena => Ok("arena".to_owned()),
         Binding::Integers { .. } => Ok("integers".to_owned()),
         Binding::Tensor { role, .. } => Ok(name(*role)),
+        Binding::Packed { role, .. } => Ok(packed_name(*role)),
         Binding::Parameters { role, at } => {
-            let name = format!("parameters of {}", name(*role));
+            let name = match part {
+                None => format!("parameters of {}", name(*role)),
+                Some((number, _)) => format!("parameters of {}, part {number}", name(*role)),
+            };
             if let Some(spec) = sequence.tensors.iter().find(|spec| spec.role == *role) {
-                let values = convert::contiguous(spec, *at)?;
+                let layout = Layout::contiguous(spec).cut(part.map_or(&[], |(_, part)| part.cuts(*role)));
+                let values = convert::parameters(&layout, *at, spec.is_output)?;
                 buffers.push(json!({
                     "name": name, "kind": "constant", "bytes": values.len() * 4, "values": values,
                 }));

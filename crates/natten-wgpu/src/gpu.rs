@@ -1,12 +1,17 @@
 //! A device of wgpu: its pipelines, its memory, and its failures as [`Error`]s.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use natten_core::{Error, Result};
 use pollster::block_on;
 
 use crate::NAME;
+use crate::cache::DiskCache;
+use crate::signal::signal;
+use crate::target::MOST_BINDING;
 
 /// A device, shared by everything that uses it.
 pub(crate) struct Gpu {
@@ -16,10 +21,21 @@ pub(crate) struct Gpu {
     pub(crate) place: String,
     /// Whether the host's processor does the work.
     pub(crate) is_software: bool,
+    /// Bytes of the largest binding.
+    pub(crate) most_binding: u64,
     is_checked: bool,
     pipelines: Mutex<HashMap<String, Arc<wgpu::ComputePipeline>>>,
-    /// Why the device is lost, once it is; what it complained of outside of any scope.
-    complaint: Arc<Mutex<Option<String>>>,
+    cache: Option<DiskCache>,
+    failures: Arc<Failures>,
+}
+
+/// What a device says of itself outside of any call.
+#[derive(Debug, Default)]
+struct Failures {
+    /// Why it is lost, once it is.
+    lost: OnceLock<String>,
+    /// What it complained of since someone looked, the first: what follows is its consequence.
+    complaint: Mutex<Option<String>>,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -35,37 +51,60 @@ impl Gpu {
         queue: wgpu::Queue,
         is_checked: bool,
     ) -> Self {
-        let complaint = Arc::new(Mutex::new(None));
-        let lost = Arc::clone(&complaint);
+        let failures = Arc::new(Failures::default());
+        let of_device = Arc::clone(&failures);
         device.set_device_lost_callback(move |reason, message| {
-            // A device that is dropped is lost too, and nobody is there to be told.
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                put(&lost, format!("the device is lost: {message}"));
-            }
+            let _ = of_device.lost.set(format!("the device is lost ({reason:?}): {message}"));
         });
-        let uncaptured = Arc::clone(&complaint);
-        device.on_uncaptured_error(Arc::new(move |error| put(&uncaptured, format!("{error}"))));
+        let of_device = Arc::clone(&failures);
+        device.on_uncaptured_error(Arc::new(move |error| {
+            let mut complaint = of_device.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+            complaint.get_or_insert(error.to_string());
+        }));
         let info = adapter.get_info();
+        let cache = DiskCache::folder().and_then(|folder| DiskCache::open(&folder, &device, &info));
         Self {
+            most_binding: device.limits().max_storage_buffer_binding_size.min(MOST_BINDING),
             device,
             queue,
             place: format!("{NAME}:{}", info.name),
             is_software: info.device_type == wgpu::DeviceType::Cpu,
             is_checked,
             pipelines: Mutex::default(),
-            complaint,
+            cache,
+            failures,
         }
     }
 
     /// The pipeline of a shader's entry point `main`, compiled once.
     ///
     /// # Errors
-    /// [`Error::Compile`] with the text and the compiler's words.
-    pub(crate) fn pipeline(&self, label: &str, source: &str) -> Result<Arc<wgpu::ComputePipeline>> {
+    /// [`Error::Compile`] with the text and the compiler's words; [`Error::Device`] where the device is lost.
+    pub(crate) async fn pipeline(&self, label: &str, source: &str) -> Result<Arc<wgpu::ComputePipeline>> {
         let known = || self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = known().get(source) {
             return Ok(Arc::clone(pipeline));
         }
+        let (pipeline, errors) = self.compile(label, source);
+        for error in errors {
+            if let Some(error) = error.await {
+                self.check()?;
+                return Err(Error::Compile {
+                    backend: NAME.into(),
+                    log: error.to_string(),
+                    source_text: source.to_owned(),
+                });
+            }
+        }
+        // A lost device takes everything, and makes nothing of it.
+        self.check()?;
+        let pipeline = Arc::new(pipeline);
+        known().insert(source.to_owned(), Arc::clone(&pipeline));
+        Ok(pipeline)
+    }
+
+    /// A pipeline, valid or not, and what will be known to be wrong with it.
+    fn compile(&self, label: &str, source: &str) -> (wgpu::ComputePipeline, [ErrorToCome; 2]) {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
         let descriptor = wgpu::ShaderModuleDescriptor {
@@ -92,19 +131,16 @@ impl Gpu {
                 zero_initialize_workgroup_memory: self.is_checked,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.cache.as_ref().map(DiskCache::pipelines),
         });
-        let errors = (block_on(internal.pop()), block_on(scope.pop()));
-        if let Some(error) = errors.0.or(errors.1) {
-            return Err(Error::Compile {
-                backend: NAME.into(),
-                log: error.to_string(),
-                source_text: source.to_owned(),
-            });
+        (pipeline, [Box::pin(internal.pop()), Box::pin(scope.pop())])
+    }
+
+    /// Keeps the compiled pipelines for other processes, where that can be done.
+    pub(crate) fn store_pipelines(&self) {
+        if let Some(cache) = &self.cache {
+            cache.store();
         }
-        let pipeline = Arc::new(pipeline);
-        known().insert(source.to_owned(), Arc::clone(&pipeline));
-        Ok(pipeline)
     }
 
     /// A buffer of at least so many bytes.
@@ -129,7 +165,7 @@ impl Gpu {
                 Err(Error::OutOfMemory { needed: size as usize, available: None })
             }
             Some(error) => Err(failed(error)),
-            None => Ok(buffer),
+            None => self.check().map(|()| buffer),
         }
     }
 
@@ -137,27 +173,132 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Device`] where the device is lost, or complained.
-    pub(crate) fn wait(&self) -> Result<()> {
-        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(failed)?;
+    pub(crate) async fn finish(&self) -> Result<()> {
+        let (sender, receiver) = signal();
+        self.queue.on_submitted_work_done(move || sender.send(()));
+        self.advance()?;
+        let _ = receiver.await;
         self.check()
     }
 
-    /// That the device has not failed.
+    /// Has callbacks called. A browser does so by itself; elsewhere somebody has to wait.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub(crate) fn advance(&self) -> Result<()> {
+        if cfg!(not(target_family = "wasm")) {
+            self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// That the device is not lost, and has not complained since this was asked last.
     pub(crate) fn check(&self) -> Result<()> {
-        let complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*complaint {
-            Some(message) => Err(Error::Device { backend: NAME.into(), message: message.clone() }),
+        let complaint = || self.failures.complaint.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match self.failures.lost.get().cloned().or_else(complaint) {
+            Some(message) => Err(failed(message)),
             None => Ok(()),
         }
     }
 }
 
-/// Keeps the first complaint: what follows is its consequence.
-fn put(complaint: &Mutex<Option<String>>, message: String) {
-    complaint.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
-}
+/// What an error scope caught.
+type ErrorToCome = Pin<Box<dyn Future<Output = Option<wgpu::Error>> + Send>>;
 
 /// A failure of the device.
 pub(crate) fn failed(error: impl std::fmt::Display) -> Error {
     Error::Device { backend: NAME.into(), message: error.to_string() }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use natten_core::{Backend, HostTensor, OpRequest, PlanOptions, Problem};
+    use pollster::block_on;
+
+    use super::*;
+    use crate::{Options, WgpuBackend};
+
+    /// The best adapter's device, where there is an adapter.
+    pub(crate) fn backend() -> Option<WgpuBackend> {
+        let backend = WgpuBackend::new(&Options::from_environment());
+        let required = natten_conformance::required_backends(&["cpu", "cuda", "wgpu", "neuron"]).unwrap();
+        assert!(
+            backend.is_ok() || !required.iter().any(|name| name == NAME),
+            "wgpu is required: {backend:?}"
+        );
+        backend.ok()
+    }
+
+    #[test]
+    fn shaders_that_are_refused_come_back_with_their_text() {
+        let Some(backend) = backend() else { return };
+        for source in ["fn main() {", "@compute @workgroup_size(64) fn main() { let x: f32 = 1u; }"] {
+            match block_on(backend.gpu().pipeline("broken", source)) {
+                Err(Error::Compile { backend, log, source_text }) => {
+                    assert_eq!((&*backend, source_text.as_str()), (NAME, source));
+                    assert!(!log.is_empty());
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        // The device is as good as before.
+        let whole = "@compute @workgroup_size(64) fn main() {}";
+        assert!(block_on(backend.gpu().pipeline("whole", whole)).is_ok());
+    }
+
+    #[test]
+    fn complaints_are_errors_of_the_next_call_alone() {
+        let Some(backend) = backend() else { return };
+        let gpu = backend.gpu();
+        let buffer = gpu.buffer("small", 16, wgpu::BufferUsages::COPY_DST).unwrap();
+        gpu.queue.write_buffer(&buffer, 0, &[0; 64]);
+        let error = block_on(gpu.finish()).unwrap_err();
+        assert!(matches!(error, Error::Device { .. }) && error.to_string().contains("overrun"), "{error}");
+        block_on(gpu.finish()).unwrap();
+    }
+
+    #[test]
+    fn lost_devices_say_so() {
+        let Some(backend) = backend() else { return };
+        let window = natten_core::geometry::Neighborhood::full(4, 4, None).unwrap();
+        let problem = Problem::builder(window, natten_core::DType::F32).head_dim(4).build().unwrap();
+        let (request, options) = (OpRequest::forward(&problem), PlanOptions::default());
+        let plan = block_on(backend.plan(&problem, &request, &options)).unwrap();
+        let queue = backend.queue().unwrap();
+        let host = HostTensor::zeros(natten_core::DType::F32, &[1, 4, 1, 4]).unwrap();
+        let tensor = backend.upload(&*queue, host).unwrap();
+        backend.gpu().device.destroy();
+        let is_lost = |error: Error| {
+            assert!(matches!(error, Error::Device { .. }) && error.to_string().contains("lost"), "{error}");
+        };
+        is_lost(block_on(queue.finish()).unwrap_err());
+        is_lost(backend.queue().unwrap_err());
+        is_lost(block_on(backend.download(&*queue, &tensor)).unwrap_err());
+        is_lost(plan.new_workspace().unwrap_err());
+        let other = Problem::builder(problem.neighborhood().clone(), natten_core::DType::F32).head_dim(5);
+        let other = other.build().unwrap();
+        let request = OpRequest::forward(&other);
+        is_lost(block_on(backend.plan(&other, &request, &options)).map(drop).unwrap_err());
+    }
+
+    #[test]
+    fn pipelines_are_kept_on_disk() {
+        let Some(backend) = backend() else { return };
+        let gpu = backend.gpu();
+        let folder = tempfile::tempdir().unwrap();
+        let adapters = crate::Adapters::find();
+        let info = adapters.pick(Options::from_environment().adapter.as_deref()).unwrap().get_info();
+        let Some(cache) = DiskCache::open(folder.path(), &gpu.device, &info) else {
+            // The adapter hands none out.
+            assert!(!gpu.device.features().contains(wgpu::Features::PIPELINE_CACHE));
+            return;
+        };
+        cache.store();
+        let files = || std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(files(), 1);
+        let again = DiskCache::open(folder.path(), &gpu.device, &info).unwrap();
+        again.store();
+        assert_eq!(files(), 1);
+        block_on(gpu.finish()).unwrap();
+    }
 }

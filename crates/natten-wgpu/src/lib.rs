@@ -8,19 +8,28 @@
 
 mod adapters;
 mod backend;
+mod boxes;
+mod cache;
 mod emit;
+mod family;
+#[cfg(test)]
+mod family_tests;
 mod generic;
 mod gpu;
+mod matrix;
 mod memory;
 mod plan;
 mod rate;
 mod render;
+mod row;
 mod sequence;
+mod signal;
 mod target;
 mod template;
 #[cfg(test)]
 mod tests;
 mod tiled;
+mod tiled_backward;
 
 use std::sync::Arc;
 
@@ -30,6 +39,8 @@ use self::target::Target;
 
 pub use self::adapters::{Adapters, DeviceSummary};
 pub use self::backend::{Options, WgpuBackend};
+pub use self::cache::CACHE_VARIABLE;
+pub use self::family::{FAMILY_VARIABLE, Family};
 
 /// The backend's name in the registry.
 pub const NAME: &str = "wgpu";
@@ -49,6 +60,17 @@ pub fn probe() -> Result<Arc<dyn Backend>> {
     WgpuBackend::new(&options).map(|backend| Arc::new(backend) as Arc<dyn Backend>)
 }
 
+/// The same adapter once for every family of shaders that is worth measuring, held to it: what [`Family`] says, but for
+/// the one that does everything and takes its time.
+///
+/// # Errors
+/// As [`probe`].
+pub fn families() -> Result<Vec<(&'static str, Arc<dyn Backend>)>> {
+    let backend = WgpuBackend::new(&Options::from_environment())?;
+    let measured = Family::ALL.into_iter().filter(|&family| family != Family::Generic);
+    Ok(measured.map(|f| (f.name(), Arc::new(backend.held_to(f)) as Arc<dyn Backend>)).collect())
+}
+
 /// The WGSL of an operation as one self-contained JSON text, without a device: for what every browser with WebGPU has.
 /// A page runs it with nothing but `navigator.gpu`.
 ///
@@ -57,5 +79,8 @@ pub fn probe() -> Result<Arc<dyn Backend>> {
 /// [`Error::Invalid`](natten_core::Error::Invalid) as [`Problem::tensors`](natten_core::Problem::tensors).
 pub fn wgsl(problem: &Problem, request: &OpRequest, options: &PlanOptions) -> Result<Artifact> {
     let sequence = generic::sequence(problem, request, options, &Target::BROWSER)?;
+    for spec in &sequence.tensors {
+        Target::BROWSER.check_binding(spec.name(), spec.bytes() as u64)?;
+    }
     emit::artifact(&plan::title(problem, request), &sequence)
 }

@@ -7,6 +7,7 @@ use natten_core::{DType, Error, HostTensor, Result, Storage, Tensor, checked_len
 
 use crate::NAME;
 use crate::gpu::{Gpu, failed};
+use crate::signal::signal;
 
 /// Memory of a device that a tensor is a view of.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ pub(crate) fn upload(gpu: &Arc<Gpu>, host: &HostTensor) -> Result<Tensor> {
 }
 
 /// Copies a tensor back.
-pub(crate) fn download(gpu: &Gpu, tensor: &Tensor) -> Result<HostTensor> {
+pub(crate) async fn download(gpu: &Gpu, tensor: &Tensor) -> Result<HostTensor> {
     let memory = memory_of(gpu, "tensor", tensor)?;
     let bytes = memory.buffer.size();
     let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
@@ -66,10 +67,12 @@ pub(crate) fn download(gpu: &Gpu, tensor: &Tensor) -> Result<HostTensor> {
     let mut encoder = gpu.device.create_command_encoder(&Default::default());
     encoder.copy_buffer_to_buffer(&memory.buffer, 0, &readable, 0, bytes);
     gpu.queue.submit([encoder.finish()]);
-    let (sender, receiver) = std::sync::mpsc::channel();
-    readable.map_async(wgpu::MapMode::Read, .., move |result| _ = sender.send(result));
-    gpu.wait()?;
-    receiver.recv().map_err(failed)?.map_err(failed)?;
+    let (sender, receiver) = signal();
+    readable.map_async(wgpu::MapMode::Read, .., move |result| sender.send(result));
+    gpu.advance()?;
+    let mapped = receiver.await;
+    gpu.check()?;
+    mapped.ok_or_else(|| failed("a buffer was not mapped"))?.map_err(failed)?;
     let range = readable.get_mapped_range(..).map_err(failed)?;
     let stored =
         HostTensor::from_le_bytes(memory.dtype, &[memory.len], &range[..memory.len * memory.dtype.size()])?;

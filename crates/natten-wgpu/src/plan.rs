@@ -1,7 +1,7 @@
 //! A sequence with its pipelines, ready to run.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use natten_core::geometry::Tiles;
@@ -10,10 +10,11 @@ use natten_core::{
     SourceKind, Submission, Tensor, TensorSpec, Workspace, coverage_of,
 };
 
+use crate::generic::convert::{self, Layout};
 use crate::gpu::{Gpu, failed};
 use crate::memory::memory_of;
-use crate::sequence::{Binding, Run, Sequence, Step};
-use crate::{NAME, emit, generic};
+use crate::sequence::{Binding, Packed, Part, Run, Sequence, Step};
+use crate::{NAME, emit};
 
 /// A prepared operation.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(crate) struct WgpuPlan {
 struct Memory {
     arena: wgpu::Buffer,
     integers: wgpu::Buffer,
+    /// The vectors that shaders take packed.
+    packed: BTreeMap<Role, wgpu::Buffer>,
     /// How the tensors lie in memory, a step after the other, each at a place that may be bound.
     parameters: wgpu::Buffer,
 }
@@ -39,21 +42,21 @@ struct Memory {
 const ALIGNMENT: u64 = 256;
 
 impl WgpuPlan {
-    pub(crate) fn new(
+    pub(crate) async fn new(
         gpu: &Arc<Gpu>,
         problem: &Problem,
         request: &OpRequest,
         sequence: Sequence,
         info: &DeviceInfo,
     ) -> Result<Self> {
-        let pipelines = sequence
-            .steps
-            .iter()
-            .map(|step| match step {
-                Step::Run(run) => gpu.pipeline(&run.label, &run.source).map(Some),
-                Step::Clear { .. } => Ok(None),
-            })
-            .collect::<Result<_>>()?;
+        let mut pipelines = Vec::with_capacity(sequence.steps.len());
+        for step in &sequence.steps {
+            pipelines.push(match step {
+                Step::Run(run) => Some(gpu.pipeline(&run.label, &run.source).await?),
+                Step::Begin(_) | Step::Clear { .. } => None,
+            });
+        }
+        gpu.store_pipelines();
         let tiles = Tiles::new(problem.neighborhood(), sequence.tiles[0], sequence.tiles[1]);
         let coverage = coverage_of(problem, &tiles);
         let cost = Cost::of(problem, request, &coverage, info);
@@ -62,7 +65,8 @@ impl WgpuPlan {
             ("shaders".to_owned(), sequence.runs().count().to_string()),
             ("arena".to_owned(), format!("{} bytes", sequence.arena * sequence.element)),
         ];
-        let workspace = sequence.arena * sequence.element + sequence.integers * 4;
+        let packed: u64 = sequence.packed.iter().map(Packed::bytes).sum();
+        let workspace = sequence.arena * sequence.element + sequence.integers * 4 + packed;
         let report = PlanReport::new(NAME, config, coverage, cost, workspace as usize);
         let problem = title(problem, request);
         Ok(Self { gpu: Arc::clone(gpu), sequence, pipelines, report, problem })
@@ -72,23 +76,32 @@ impl WgpuPlan {
     fn record(
         &self,
         encoder: &mut wgpu::CommandEncoder,
-        step: usize,
+        pipeline: &wgpu::ComputePipeline,
         run: &Run,
-        memory: &Memory,
-        tensors: &BTreeMap<Role, &Tensor>,
+        part: Turn<'_>,
+        &OfRun { memory, tensors, ref direct }: &OfRun<'_>,
     ) -> Result<()> {
-        let Some(pipeline) = &self.pipelines[step] else { return Ok(()) };
         let mut entries = Vec::with_capacity(run.bindings.len());
         for (binding, what) in (0..).zip(&run.bindings) {
             let resource = match what {
                 Binding::Arena => memory.arena.as_entire_binding(),
                 Binding::Integers { .. } => memory.integers.as_entire_binding(),
                 Binding::Tensor { role, .. } => {
+                    let tensor = bound(tensors, *role)?;
+                    let (_, offset, size) = self.window(*role, tensor, part)?;
+                    let buffer = &memory_of(&self.gpu, role.name(), tensor)?.buffer;
+                    wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size })
+                }
+                Binding::Packed { role, .. } if direct.contains(role) => {
                     memory_of(&self.gpu, role.name(), bound(tensors, *role)?)?.buffer.as_entire_binding()
                 }
+                Binding::Packed { role, .. } => match memory.packed.get(role) {
+                    Some(buffer) => buffer.as_entire_binding(),
+                    None => return Err(failed(format!("there is no packed {role}"))),
+                },
                 Binding::Parameters { role, .. } => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: &memory.parameters,
-                    offset: self.place(*role) * ALIGNMENT,
+                    offset: self.place(*role, part),
                     size: wgpu::BufferSize::new(ALIGNMENT),
                 }),
             };
@@ -110,24 +123,115 @@ impl WgpuPlan {
         Ok(())
     }
 
-    /// The number of a tensor among all.
-    fn place(&self, role: Role) -> u64 {
-        self.sequence.tensors.iter().position(|spec| spec.role == role).unwrap_or(0) as u64
+    /// The tensors that lie in memory as shaders take them, and are bound themselves. A result is not, where something
+    /// else is in its buffer: that is read while it is written.
+    fn direct(&self, tensors: &BTreeMap<Role, &Tensor>) -> Result<BTreeSet<Role>> {
+        let mut direct = BTreeSet::new();
+        for packed in self.sequence.packed.iter().filter(|packed| packed.may_be_direct) {
+            let tensor = bound(tensors, packed.role)?;
+            let buffer = &memory_of(&self.gpu, packed.role.name(), tensor)?.buffer;
+            let is_plain = tensor.offset() == 0
+                && tensor.strides() == natten_core::contiguous_strides(tensor.shape())
+                && (packed.bytes()..=self.gpu.most_binding).contains(&buffer.size());
+            let mut is_alone = true;
+            if packed.role == Role::Output {
+                for (&role, other) in tensors.iter().filter(|(role, _)| **role != packed.role) {
+                    is_alone &= memory_of(&self.gpu, role.name(), other)?.buffer != *buffer;
+                }
+            }
+            if is_plain && is_alone {
+                direct.insert(packed.role);
+            }
+        }
+        Ok(direct)
+    }
+
+    /// Where a tensor's table of parameters begins.
+    fn place(&self, role: Role, part: Turn<'_>) -> u64 {
+        let tensors = &self.sequence.tensors;
+        let number = tensors.iter().position(|spec| spec.role == role).unwrap_or(0);
+        (part.number * tensors.len() + number) as u64 * ALIGNMENT
+    }
+
+    /// What a part takes of a tensor, in a window of its memory that can be bound, and the window.
+    fn window(
+        &self,
+        role: Role,
+        tensor: &Tensor,
+        part: Turn<'_>,
+    ) -> Result<(Layout, u64, Option<wgpu::BufferSize>)> {
+        let memory = memory_of(&self.gpu, role.name(), tensor)?;
+        let layout = Layout::of(tensor).cut(part.part.map_or(&[], |part| part.cuts(role)));
+        let (bytes, most) = (memory.buffer.size(), self.gpu.most_binding);
+        let (Some((low, high)), true) = (layout.span(), bytes > most) else { return Ok((layout, 0, None)) };
+        let size = tensor.dtype().size() as u64;
+        let start = low as u64 * size / ALIGNMENT * ALIGNMENT;
+        let len = ((high as u64 + 1) * size - start).next_multiple_of(4);
+        if len > most {
+            return Err(Error::unsupported(
+                NAME,
+                format!("{role} of {bytes} bytes"),
+                format!(
+                    "{len} of them are needed at a time, and this adapter binds at most {most} \
+                     (max_storage_buffer_binding_size); split the batch"
+                ),
+            ));
+        }
+        Ok((layout.behind((start / size) as isize), start, wgpu::BufferSize::new(len)))
+    }
+
+    /// The steps that run shaders, or clear, with the part of the tensors that each is of.
+    fn turns(&self) -> impl Iterator<Item = (usize, &Step, Turn<'_>)> {
+        let mut turn = Turn { number: 0, part: None };
+        self.sequence.steps.iter().enumerate().filter_map(move |(number, step)| match step {
+            Step::Begin(part) => {
+                turn = Turn { number: turn.number + usize::from(turn.part.is_some()), part: Some(part) };
+                None
+            }
+            _ => Some((number, step, turn)),
+        })
+    }
+
+    /// Bytes of all tables of parameters.
+    fn parameter_bytes(&self) -> u64 {
+        let parts = self.sequence.steps.iter().filter(|step| matches!(step, Step::Begin(_))).count().max(1);
+        (parts * self.sequence.tensors.len()) as u64 * ALIGNMENT
     }
 
     /// Writes how the tensors lie in memory.
     fn write_parameters(&self, memory: &Memory, tensors: &BTreeMap<Role, &Tensor>) -> Result<()> {
-        for binding in self.sequence.runs().flat_map(|run| &run.bindings) {
-            if let Binding::Parameters { role, at } = binding {
-                let tensor = bound(tensors, *role)?;
-                let is_output = self.sequence.tensors[self.place(*role) as usize].is_output;
-                let parameters = generic::convert::parameters(tensor, *at, is_output)?;
-                let bytes: &[u8] = bytemuck::cast_slice(&parameters);
-                self.gpu.queue.write_buffer(&memory.parameters, self.place(*role) * ALIGNMENT, bytes);
+        for (_, step, part) in self.turns() {
+            let Step::Run(run) = step else { continue };
+            for binding in &run.bindings {
+                if let Binding::Parameters { role, at } = binding {
+                    let (layout, _, _) = self.window(*role, bound(tensors, *role)?, part)?;
+                    let is_output =
+                        self.sequence.tensors.iter().any(|spec| spec.role == *role && spec.is_output);
+                    let parameters = convert::parameters(&layout, *at, is_output)?;
+                    let bytes: &[u8] = bytemuck::cast_slice(&parameters);
+                    self.gpu.queue.write_buffer(&memory.parameters, self.place(*role, part), bytes);
+                }
             }
         }
         Ok(())
     }
+}
+
+/// What shaders bind in a run.
+#[derive(Debug)]
+struct OfRun<'a> {
+    memory: &'a Memory,
+    tensors: &'a BTreeMap<Role, &'a Tensor>,
+    /// The tensors that take the place of packed vectors.
+    direct: BTreeSet<Role>,
+}
+
+/// A part of the problem that has its turn: which, of those that there are, and what it takes; none of a problem that
+/// is not parted.
+#[derive(Clone, Copy, Debug)]
+struct Turn<'a> {
+    number: usize,
+    part: Option<&'a Part>,
 }
 
 /// What an operation is, in words.
@@ -166,7 +270,12 @@ impl Plan for WgpuPlan {
         let memory = Memory {
             arena: self.gpu.buffer("arena", sequence.arena * sequence.element, usage)?,
             integers: self.gpu.buffer("integers", sequence.integers * 4, usage)?,
-            parameters: self.gpu.buffer("parameters", sequence.tensors.len() as u64 * ALIGNMENT, usage)?,
+            packed: sequence
+                .packed
+                .iter()
+                .map(|packed| Ok((packed.role, self.gpu.buffer("packed", packed.bytes(), usage)?)))
+                .collect::<Result<_>>()?,
+            parameters: self.gpu.buffer("parameters", self.parameter_bytes(), usage)?,
         };
         Ok(Workspace::new(self.report.workspace, memory))
     }
@@ -182,7 +291,10 @@ impl Plan for WgpuPlan {
         let memory: &Memory = workspace.memory::<Memory>()?;
         if memory.arena.size() < self.sequence.arena * self.sequence.element
             || memory.integers.size() < self.sequence.integers * 4
-            || memory.parameters.size() < self.sequence.tensors.len() as u64 * ALIGNMENT
+            || memory.parameters.size() < self.parameter_bytes()
+            || self.sequence.packed.iter().any(|packed| {
+                memory.packed.get(&packed.role).is_none_or(|buffer| buffer.size() < packed.bytes())
+            })
         {
             return Err(Error::invalid(
                 "workspace",
@@ -196,15 +308,21 @@ impl Plan for WgpuPlan {
         let tensors: BTreeMap<Role, &Tensor> =
             roles.zip(bindings.inputs.iter().copied().chain(outputs)).collect();
         self.write_parameters(memory, &tensors)?;
+        let of_run = OfRun { memory, tensors: &tensors, direct: self.direct(&tensors)? };
         let scope = self.gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        for (number, step) in self.sequence.steps.iter().enumerate() {
-            match step {
-                Step::Clear { at, len } => {
+        for (number, step, part) in self.turns() {
+            match (step, &self.pipelines[number]) {
+                (Step::Clear { at, len }, _) => {
                     let element = self.sequence.element;
                     encoder.clear_buffer(&memory.arena, at * element, Some(len * element));
                 }
-                Step::Run(run) => self.record(&mut encoder, number, run, memory, &tensors)?,
+                // Nothing is copied where the tensor itself is bound.
+                (Step::Run(run), _) if run.copies().is_some_and(|role| of_run.direct.contains(&role)) => {}
+                (Step::Run(run), Some(pipeline)) => {
+                    self.record(&mut encoder, pipeline, run, part, &of_run)?;
+                }
+                _ => {}
             }
         }
         self.gpu.queue.submit([encoder.finish()]);

@@ -1,6 +1,8 @@
 //! What a plan does, without a device: WGSL texts, what each binds, how many workgroups it takes. The same sequence is
 //! run through wgpu, checked by naga in tests, and written out for a page to run.
 
+use std::collections::BTreeMap;
+
 use natten_core::{Role, TensorSpec};
 
 /// Invocations of a workgroup of the shaders that need no others beside them.
@@ -23,6 +25,13 @@ pub(crate) enum Binding {
         /// Whether the shader writes it.
         is_written: bool,
     },
+    /// Vectors of f16 in rows: see [`Packed`].
+    Packed {
+        /// Which.
+        role: Role,
+        /// Whether the shader writes them.
+        is_written: bool,
+    },
     /// How the tensor of this step lies in memory: see [`convert`](crate::generic::convert).
     Parameters {
         /// The tensor.
@@ -32,9 +41,26 @@ pub(crate) enum Binding {
     },
 }
 
+/// A part of a problem: some of its batch entries and heads. What it takes of a tensor, of those that it does not take
+/// whole: an axis, where it begins there, and how far it goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Part(pub(crate) BTreeMap<Role, Vec<Cut>>);
+
+/// What is taken along an axis: its number, the first element, and how many.
+pub(crate) type Cut = (usize, usize, usize);
+
+impl Part {
+    /// What is taken of a tensor.
+    pub(crate) fn cuts(&self, role: Role) -> &[Cut] {
+        self.0.get(&role).map_or(&[], Vec::as_slice)
+    }
+}
+
 /// A step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
+    /// What follows is of this part of the tensors. Without one it is of all.
+    Begin(Part),
     /// Sets elements of the arena to zero.
     Clear {
         /// The first element.
@@ -59,6 +85,38 @@ pub(crate) struct Run {
     pub(crate) workgroups: [u32; 3],
 }
 
+impl Run {
+    /// The packed vectors that this step only copies from a tensor or to it.
+    pub(crate) fn copies(&self) -> Option<Role> {
+        match self.bindings[..] {
+            [Binding::Tensor { .. }, Binding::Packed { role, .. }, ..] => Some(role),
+            _ => None,
+        }
+    }
+}
+
+/// Vectors of f16, one behind the other, each padded with zeros, in a buffer of their own. Where a run finds the tensor
+/// itself like this, it is bound in their place, and the steps between the two are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Packed {
+    /// The tensor; additional tokens lie behind its own.
+    pub(crate) role: Role,
+    /// Numbers of a vector.
+    pub(crate) dim: u64,
+    /// The same, padded.
+    pub(crate) dims: u64,
+    pub(crate) vectors: u64,
+    /// Whether the tensor may take their place: there is no padding, and nothing else among them.
+    pub(crate) may_be_direct: bool,
+}
+
+impl Packed {
+    /// Their size.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.vectors * self.dims * 2
+    }
+}
+
 /// A plan's work.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
@@ -70,9 +128,11 @@ pub(crate) struct Sequence {
     pub(crate) arena: u64,
     /// Elements of all captured tensors of integers.
     pub(crate) integers: u64,
+    /// The tensors that shaders take packed.
+    pub(crate) packed: Vec<Packed>,
     /// What is done, in order.
     pub(crate) steps: Vec<Step>,
-    /// The tensors of the caller.
+    /// The tensors of the caller, whole.
     pub(crate) tensors: Vec<TensorSpec>,
     /// The query and key boxes that its main shader walks, on the three padded axes.
     pub(crate) tiles: [[usize; 3]; 2],
@@ -83,7 +143,7 @@ impl Sequence {
     pub(crate) fn runs(&self) -> impl Iterator<Item = &Run> {
         self.steps.iter().filter_map(|step| match step {
             Step::Run(run) => Some(run),
-            Step::Clear { .. } => None,
+            Step::Begin(_) | Step::Clear { .. } => None,
         })
     }
 }

@@ -4,6 +4,18 @@
 use natten_core::{DType, Error, Result};
 
 use crate::NAME;
+use crate::family::Family;
+
+/// Square matrices that a subgroup holds together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Matrices {
+    /// Rows and columns of all three.
+    pub(crate) edge: u32,
+    /// Lanes of a subgroup.
+    pub(crate) lanes: u32,
+    /// Whether the device has them (cooperative matrices); otherwise they are written as loops, for tests.
+    pub(crate) is_native: bool,
+}
 
 /// Features and limits that matter to generated shaders.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +32,12 @@ pub(crate) struct Target {
     pub(crate) invocations: u32,
     /// The most workgroups along one axis of a dispatch.
     pub(crate) workgroups: u32,
+    /// Lanes of a subgroup, where shaders may use subgroups and all have the same size.
+    pub(crate) subgroup: Option<u32>,
+    /// Products of small matrices, of f16 with sums in f32.
+    pub(crate) matrices: Option<Matrices>,
+    /// The only family that plans may take, where someone says so.
+    pub(crate) family: Option<Family>,
     /// Iterations of loops, nested ones counted, after which the driver ends an invocation's loops, where it does.
     pub(crate) loop_iterations: Option<u64>,
 }
@@ -36,6 +54,9 @@ impl Target {
         workgroup_bytes: 16 << 10,
         invocations: 256,
         workgroups: 65535,
+        subgroup: None,
+        matrices: None,
+        family: None,
         loop_iterations: None,
     };
 
@@ -52,9 +73,14 @@ impl Target {
         Ok(())
     }
 
+    /// Bytes of the largest buffer that can be bound.
+    pub(crate) fn most_binding(&self) -> u64 {
+        self.binding_bytes.min(self.buffer_bytes).min(MOST_BINDING)
+    }
+
     /// That a buffer of so many bytes can be bound.
     pub(crate) fn check_binding(&self, what: &str, bytes: u64) -> Result<()> {
-        let most = self.binding_bytes.min(self.buffer_bytes).min(MOST_BINDING);
+        let most = self.most_binding();
         if bytes > most {
             return Err(Error::unsupported(
                 NAME,

@@ -1,15 +1,24 @@
 //! Every shader of every family, dtype, operation and representative program is WGSL that naga takes, and free of what
 //! browsers refuse; a page of them is kept to be read.
 
+use std::collections::HashSet;
+
 use natten_core::geometry::{Alignment, AxisParams, Neighborhood};
 use natten_core::program::{Capture, Program};
 use natten_core::{DType, Op, OpRequest, PlanOptions, Problem, Role};
 
+use crate::family::Family;
 use crate::generic::sequence;
 use crate::sequence::Sequence;
-use crate::target::Target;
+use crate::target::{Matrices, Target};
 
 const VULKAN: Target = Target { has_f64: true, workgroup_bytes: 48 << 10, ..Target::BROWSER };
+
+/// With matrices that subgroups hold, of the device's own or as loops.
+fn with_matrices(edge: u32, is_native: bool) -> Target {
+    let matrices = Some(Matrices { edge, lanes: 32, is_native });
+    Target { matrices, subgroup: Some(32), ..VULKAN }
+}
 
 fn program(name: &str) -> Program {
     let builder = Program::builder(2);
@@ -68,7 +77,20 @@ fn whole(problem: &Problem, op: Op) -> OpRequest {
     OpRequest::of(op, problem, problem.optional_inputs_of(op).iter())
 }
 
-fn every_sequence(mut visit: impl FnMut(&str, &Sequence)) {
+/// A family that is the only one may refuse; a planner that has the choice does not.
+fn visit_planned(
+    name: &str,
+    target: &Target,
+    sequence: natten_core::Result<Sequence>,
+    visit: &mut impl FnMut(&str, &Sequence),
+) {
+    match sequence {
+        Ok(sequence) => visit(name, &sequence),
+        Err(error) => assert!(target.family.is_some(), "{name}: {error}"),
+    }
+}
+
+fn every_sequence(target: &Target, mut visit: impl FnMut(&str, &Sequence)) {
     for dtype in DType::FLOATS {
         for name in ["softmax", "score-mask-dropout", "rows", "sigmoid", "mods"] {
             let problem = problem(dtype, name);
@@ -77,39 +99,89 @@ fn every_sequence(mut visit: impl FnMut(&str, &Sequence)) {
                     continue;
                 }
                 let request = whole(&problem, op);
-                let sequence = sequence(&problem, &request, &PlanOptions::default(), &VULKAN);
-                visit(&format!("{name} {op} {dtype}"), &sequence.unwrap());
+                let sequence = sequence(&problem, &request, &PlanOptions::default(), target);
+                visit_planned(&format!("{name} {op} {dtype}"), target, sequence, &mut visit);
             }
+        }
+        let axes = [AxisParams::new(12, 5), AxisParams::new(14, 3).dilation(3)];
+        let plain =
+            Problem::builder(Neighborhood::new(&axes).unwrap(), dtype).heads(4).heads_kv(2).head_dim(72);
+        let plain = plain.build().unwrap();
+        for op in [Op::Forward, Op::Backward] {
+            let sequence = sequence(&plain, &whole(&plain, op), &PlanOptions::default(), target);
+            visit_planned(&format!("plain {op} {dtype}"), target, sequence, &mut visit);
         }
         let problem = recurrence(dtype);
         for op in [Op::Forward, Op::ForwardJvp, Op::Backward, Op::BackwardJvp] {
-            let sequence = sequence(&problem, &whole(&problem, op), &PlanOptions::default(), &VULKAN);
-            visit(&format!("recurrence {op} {dtype}"), &sequence.unwrap());
+            let sequence = sequence(&problem, &whole(&problem, op), &PlanOptions::default(), target);
+            visit_planned(&format!("recurrence {op} {dtype}"), target, sequence, &mut visit);
         }
     }
 }
 
 #[test]
 fn naga_takes_every_shader() {
-    let mut seen = std::collections::HashSet::new();
-    every_sequence(|name, sequence| {
-        for run in sequence.runs().filter(|run| seen.insert(run.source.clone())) {
-            let module = naga::front::wgsl::parse_str(&run.source)
-                .unwrap_or_else(|e| panic!("{name}, {}: {}", run.label, e.emit_to_string(&run.source)));
-            let capabilities = naga::valid::Capabilities::FLOAT64 | naga::valid::Capabilities::SHADER_INT64;
-            let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
-                .validate(&module)
-                .unwrap_or_else(|e| panic!("{name}, {}: {}", run.label, e.emit_to_string(&run.source)));
-            // What the shader uses is what the step binds: layouts are made from the texts.
-            let entry = info.get_entry_point(0);
-            let used = module
-                .global_variables
-                .iter()
-                .filter(|(handle, variable)| variable.binding.is_some() && !entry[*handle].is_empty());
-            assert_eq!(used.count(), run.bindings.len(), "{name}, {}", run.label);
-        }
-    });
+    let mut seen = HashSet::new();
+    let mut targets = vec![
+        VULKAN,
+        Target { subgroup: Some(32), ..VULKAN },
+        with_matrices(16, true),
+        with_matrices(8, true),
+        with_matrices(16, false),
+    ];
+    targets.extend(Family::ALL.map(|family| Target { family: Some(family), ..with_matrices(16, true) }));
+    for target in &targets {
+        every_sequence(target, |name, sequence| check(&mut seen, name, sequence));
+    }
+    for family in Family::ALL.map(Family::name) {
+        assert!(seen.iter().any(|(_, of)| *of == family), "{family}");
+    }
     assert!(seen.len() > 100);
+}
+
+fn check(seen: &mut HashSet<(String, &'static str)>, name: &str, sequence: &Sequence) {
+    for run in sequence.runs().filter(|run| seen.insert((run.source.clone(), sequence.family))) {
+        let module = naga::front::wgsl::parse_str(&run.source)
+            .unwrap_or_else(|e| panic!("{name}, {}: {}", run.label, e.emit_to_string(&run.source)));
+        let capabilities = naga::valid::Capabilities::FLOAT64
+            | naga::valid::Capabilities::SHADER_INT64
+            | naga::valid::Capabilities::SHADER_FLOAT16
+            | naga::valid::Capabilities::SUBGROUP
+            | naga::valid::Capabilities::COOPERATIVE_MATRIX;
+        let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
+            .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+            .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+            .validate(&module)
+            .unwrap_or_else(|e| panic!("{name}, {}: {}", run.label, e.emit_to_string(&run.source)));
+        // Vulkan's compilers take cooperative matrices as SPIR-V alone.
+        if run.source.contains("coopLoad") {
+            let options = naga::back::spv::Options { lang_version: (1, 4), ..Default::default() };
+            let words = naga::back::spv::write_vec(&module, &info, &options, None);
+            assert!(words.is_ok(), "{name}, {}: {:?}", run.label, words.err());
+        }
+        // What the shader uses is what the step binds: layouts are made from the texts.
+        let entry = info.get_entry_point(0);
+        let used = module
+            .global_variables
+            .iter()
+            .filter(|(handle, variable)| variable.binding.is_some() && !entry[*handle].is_empty());
+        assert_eq!(used.count(), run.bindings.len(), "{name}, {}", run.label);
+    }
+}
+
+/// The probe is WGSL too.
+#[test]
+fn naga_takes_the_probe_of_matrices() {
+    for edge in [8, 16] {
+        let matrices = Matrices { edge, lanes: 32, is_native: true };
+        let source = crate::rate::matrix_probe(&matrices, 4);
+        let module =
+            naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
+        let capabilities =
+            naga::valid::Capabilities::SHADER_FLOAT16 | naga::valid::Capabilities::COOPERATIVE_MATRIX;
+        let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
+        validator.validate(&module).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
+    }
 }
 
 /// The planner's sum is what the shader takes: no driver is asked to refuse it.
@@ -142,7 +214,7 @@ fn workgroup_memory_fits_the_target() {
 /// depends on an invocation: lines that open a block by `lane`, and those inside, have none.
 #[test]
 fn barriers_stand_where_all_invocations_come() {
-    every_sequence(|name, sequence| {
+    every_sequence(&VULKAN, |name, sequence| {
         for run in sequence.runs() {
             assert!(!run.source.contains("atomicAdd") && !run.source.contains("subgroup"), "{name}");
             let mut depth_of_lane: Option<usize> = None;
@@ -215,7 +287,27 @@ fn representative_shaders() {
     let linear = recurrence(DType::F32);
     let linear =
         sequence(&linear, &whole(&linear, Op::ForwardJvp), &PlanOptions::default(), &Target::BROWSER);
-    for (name, sequence) in [("forward", forward), ("backward", backward), ("recurrence", linear)] {
+    let axes = [AxisParams::new(40, 13), AxisParams::new(44, 9).dilation(2)];
+    let plain = |dtype| {
+        let problem = Problem::builder(Neighborhood::new(&axes).unwrap(), dtype).heads(4).heads_kv(2);
+        problem.head_dim(64).build().unwrap()
+    };
+    let of = |dtype, op, family| {
+        let problem = plain(dtype);
+        let target = Target { family: Some(family), ..with_matrices(16, true) };
+        sequence(&problem, &whole(&problem, op), &PlanOptions::default(), &target)
+    };
+    let matrix = of(DType::F16, Op::Forward, Family::Matrix);
+    let subgroup = of(DType::F32, Op::Forward, Family::Subgroup);
+    let tiled_backward = of(DType::F32, Op::Backward, Family::Tiled);
+    for (name, sequence) in [
+        ("forward", forward),
+        ("backward", backward),
+        ("recurrence", linear),
+        ("matrix", matrix),
+        ("subgroup", subgroup),
+        ("tiled_backward", tiled_backward),
+    ] {
         let sequence = sequence.unwrap();
         let mut known: Vec<&str> = Vec::new();
         let mut text = String::new();

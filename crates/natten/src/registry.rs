@@ -68,6 +68,21 @@ impl Registry {
         &self.entries
     }
 
+    /// A backend once for each of its families of kernels, held to it, by the family's name; empty where the backend has
+    /// no such choice.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] for a backend that is absent.
+    pub fn families(name: &str) -> Result<Vec<(&'static str, Device)>> {
+        #[cfg(feature = "wgpu")]
+        if name == natten_wgpu::NAME {
+            let families = natten_wgpu::families()?.into_iter();
+            return families.map(|(family, backend)| Ok((family, Device::new(backend)?))).collect();
+        }
+        let _ = name;
+        Ok(Vec::new())
+    }
+
     /// The backend of that name. `auto` is [`auto`](Self::auto).
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use natten::{DType, DeviceKind, Error, Op, PlanOptions, Precision, Registry, Result, block_on};
+use natten::{DType, Device, DeviceKind, Error, Op, PlanOptions, Precision, Registry, Result, block_on};
 
 use self::cases::Suite;
 use self::measure::{Effort, measure};
@@ -39,6 +39,10 @@ pub(crate) struct BenchArgs {
     /// How products of f32 are computed: full, or, of CUDA on Hopper and of forward passes only, bf16x3 or bf16x6.
     #[arg(long, default_value_t)]
     precision: Precision,
+
+    /// Measure every family of kernels that does a case, not only the one that is chosen for it: of wgpu.
+    #[arg(long)]
+    families: bool,
 
     /// Only the cases whose name contains this.
     #[arg(long)]
@@ -129,7 +133,18 @@ pub(crate) fn run(args: &BenchArgs, registry: &Registry) -> Result<bool> {
     };
     let options = PlanOptions::default().precision(args.precision);
     let mut results = Results::new(device.info());
-    let bar = console::progress_bar((cases.len() * dtypes.len() * args.op.len()) as u64, "measuring");
+    let families = if args.families { Registry::families(device.info().backend)? } else { Vec::new() };
+    if args.families && families.is_empty() {
+        let rule = "the backend has one family of kernels, or none that can be asked for by name";
+        return Err(Error::invalid(
+            "--families",
+            device.info().backend,
+            rule,
+            "use --backend wgpu, or leave it out",
+        ));
+    }
+    let count = cases.len() * dtypes.len() * args.op.len() * families.len().max(1);
+    let bar = console::progress_bar(count as u64, "measuring");
     // What a rate is a fraction of is measured first: a device that fails at this fails at the cases too, and says so there.
     bar.set_message("large matrix products");
     let rates: Vec<Option<f64>> = (dtypes.iter())
@@ -139,12 +154,25 @@ pub(crate) fn run(args: &BenchArgs, registry: &Registry) -> Result<bool> {
     for case in &cases {
         for (&dtype, &rate) in dtypes.iter().zip(&rates) {
             for op in args.op.iter().map(|operation| operation.op()) {
-                bar.set_message(format!("{} {dtype} {op}", case.name));
-                let measured =
-                    case.problem(dtype).and_then(|problem| measure(&device, &problem, op, &options, effort));
-                let entry = Entry::new(case.name, op, dtype, device.info().backend, measured);
-                results.entries.push(entry.beside(rate));
-                bar.inc(1);
+                let measured_on = |device: &Device| {
+                    case.problem(dtype).and_then(|problem| measure(device, &problem, op, &options, effort))
+                };
+                if families.is_empty() {
+                    bar.set_message(format!("{} {dtype} {op}", case.name));
+                    let entry = Entry::new(case.name, op, dtype, device.info().backend, measured_on(&device));
+                    results.entries.push(entry.beside(rate));
+                    bar.inc(1);
+                }
+                for (family, device) in &families {
+                    bar.set_message(format!("{} {dtype} {op} {family}", case.name));
+                    let measured = measured_on(device);
+                    bar.inc(1);
+                    // Not every family does everything.
+                    if !matches!(measured, Err(Error::Unsupported { .. })) {
+                        let peer = format!("{} {family}", device.info().backend);
+                        results.entries.push(Entry::new(case.name, op, dtype, &peer, measured).beside(rate));
+                    }
+                }
             }
         }
     }

@@ -12,3 +12,5 @@ mod neuron;
 mod program;
 mod programs;
 mod run;
+#[cfg(feature = "wgpu")]
+mod wgpu;

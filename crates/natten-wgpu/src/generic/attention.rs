@@ -9,11 +9,19 @@ use natten_core::{Op, Result, Role};
 use super::functions::{Functions, cotangents, drop_zeros, of_row};
 use super::given::result;
 use super::{Builder, OPERANDS};
+use crate::family::Choice;
+use crate::matrix::{self, MATRIX};
+use crate::row::ROW;
+use crate::sequence::{Binding, Run, Step};
 use crate::template::{Fill, each};
-use crate::tiled::{Shape, TILED};
+use crate::tiled::{self, TILED};
+use crate::tiled_backward::{self, Side, TILED_BACKWARD};
 
 const ROWS: &str = include_str!("../wgsl/rows.wgsl");
 const KEYS: &str = include_str!("../wgsl/keys.wgsl");
+const COTANGENTS_OF_ROW: &str = include_str!("../wgsl/cotangents_of_row.wgsl");
+const COTANGENTS_OF_PAIRS: &str = include_str!("../wgsl/cotangents_of_pairs.wgsl");
+const BOXES: &str = include_str!("../wgsl/boxes.wgsl");
 const ADD_PAIR: &str = include_str!("../wgsl/add_pair.wgsl");
 
 /// The functions of window pairs, and of pairs with additional keys where there are any.
@@ -26,12 +34,25 @@ struct Stages {
     swept: Vec<usize>,
 }
 
+/// A sweep over a row's pairs: statements for each, as [`Builder::sweep`] takes them, and those behind the last.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    pub(super) pairs: String,
+    pub(super) then: String,
+}
+
 impl Builder<'_> {
     pub(super) fn attention(&mut self) -> Result<()> {
         self.apply_mods()?;
         let op = self.request.op;
         let is_backward = matches!(op, Op::Backward | Op::BackwardJvp);
         self.place_results_of_rows();
+        if matches!(self.choice, Choice::Matrix(_)) && self.regions.get("TO_LSE").is_none() {
+            // The arena is bound always; this is what is always written to it.
+            let rows = self.len(Role::Query) / self.problem.head_dim() as u64;
+            let at = self.reserve(rows);
+            self.regions.put("TO_LSE", at);
+        }
         if is_backward {
             self.place_gradients();
         }
@@ -53,13 +74,41 @@ impl Builder<'_> {
             .zip(&lowered)
             .map(|(kind, lowered)| Functions::new(builder.problem, lowered.clone(), names, kind == 1))
             .collect();
-        if let Some(shape) = builder.tiled {
-            let source = builder.tiled_forward(&shape, &pairs[0])?;
-            self.check_loops("tiles", shape.iterations(self.problem))?;
-            self.run_workgroups("tiles", source, shape.workgroups());
-            return Ok(());
+        match builder.choice {
+            Choice::Matrix(shape) => {
+                let run = builder.matrix_forward(&shape, &pairs[0])?;
+                self.check_loops("matrices", shape.iterations(self.problem))?;
+                self.steps.push(Step::Run(run));
+                return Ok(());
+            }
+            Choice::Tiled(shape) => {
+                let source = builder.tiled_forward(&shape, &pairs[0])?;
+                self.check_loops("tiles", shape.iterations(self.problem))?;
+                self.run_workgroups("tiles", source, shape.workgroups());
+                return Ok(());
+            }
+            Choice::Row(shape) => {
+                let functions = shape.constants() + BOXES;
+                let source = builder.walk(&builder.regions, ROW, Fill::default(), &functions);
+                self.check_loops("a query each", shape.iterations(self.problem))?;
+                self.run_workgroups("a query each", source, shape.workgroups());
+                return Ok(());
+            }
+            Choice::Backward(_) | Choice::Generic => {}
         }
         let rows = builder.rows(&pairs)?;
+        if let Choice::Backward(shape) = builder.choice {
+            let sides = builder.tiled_backward(&shape, &pairs[0])?;
+            let row_count = self.len(Role::Query) / self.problem.head_dim() as u64;
+            self.run("rows", rows, row_count);
+            for (side, source) in sides {
+                let label = if side == Side::Keys { "tiles of keys" } else { "tiles of queries" };
+                self.check_loops(label, shape.iterations(self.problem, side))?;
+                self.run_workgroups(label, source, shape.workgroups(side));
+            }
+            self.scatter_all(&lowered)?;
+            return self.pull_mods();
+        }
         let keys = if is_backward { builder.keys(&pairs)? } else { None };
         let row_count = self.len(Role::Query) / self.problem.head_dim() as u64;
         self.check_loops("rows", self.of_row())?;
@@ -90,6 +139,9 @@ impl Builder<'_> {
             _ => [("TO_OUT_T", Role::Grad2GradOutput), ("TO_LSE_T", Role::Grad2GradLogsumexp)],
         };
         for (name, role) in of_rows {
+            if self.packed.iter().any(|packed| packed.role == role) {
+                continue;
+            }
             if self.wants(role) {
                 let at = self.result(role);
                 self.regions.put(name, at);
@@ -134,7 +186,10 @@ impl Builder<'_> {
     /// Room for the numbers that later walks take from the rows.
     fn regions_of_rows(&mut self, is_backward: bool) {
         let wanted = &self.wanted;
-        if is_backward && (wanted.key || wanted.value || wanted.rpb || !wanted.captures.is_empty()) {
+        let is_tiled = matches!(self.choice, Choice::Backward(_));
+        if is_backward
+            && (is_tiled || wanted.key || wanted.value || wanted.rpb || !wanted.captures.is_empty())
+        {
             let stages = self.problem.program().row().stages.len().max(1) as u64;
             let rows = self.len(Role::Query) / self.problem.head_dim() as u64;
             let at = self.reserve(rows * (1 + 4 * stages));
@@ -166,7 +221,9 @@ impl Builder<'_> {
             && pairs.iter().any(|pair| {
                 pair.lowered.stages.iter().any(|stage| !pair.lowered.graph.is_zero(stage.element.tangent))
             });
-        let sweeps_query = ["TO_DQ", "TO_DQ_T"].iter().any(|name| self.regions.get(name).is_some());
+        // Tiles of queries do that, where there are such.
+        let sweeps_query = !matches!(self.choice, Choice::Backward(_))
+            && ["TO_DQ", "TO_DQ_T"].iter().any(|name| self.regions.get(name).is_some());
 
         let mut functions = String::new();
         for pair in pairs {
@@ -190,47 +247,129 @@ impl Builder<'_> {
         if of_row {
             functions += &self::of_row(&self.names(), lowered)?;
         }
-        let with_stages = |name: &str, by: &str| {
+        let add_numbers = |name: &str, by: &str| {
             let count = stages.reduce.len();
             format!(
                 "let numbers = $P$_{name}(at, row, x);\nfor (var k = 0u; k < {by}{count}u; k++) {{ sums[k] += numbers[k]; }}\n"
             )
         };
+        let of_row_text = |template: &str| {
+            let fill = Fill::default()
+                .flag("TANGENTS", has_tangents)
+                .flag("LOGSUMEXP", self.problem.has_logsumexp())
+                .value("LOGSUMEXP", self.problem.program().logsumexp().unwrap_or(0))
+                .value("DIM_V", self.problem.head_dim_v());
+            self.regions.flags(fill).apply(template)
+        };
+        let mut sweeps = Vec::new();
+        if sweeps_stages {
+            let then = format!("row.alive = seen;\n{}{}", stages.finish(), stages.dead());
+            sweeps.push(Sweep { pairs: stages.add(), then });
+        }
+        if sweeps_tangents {
+            let then = "for (var k = 0u; k < STAGES; k++) { row.stage_t[k] = sums[k]; sums[k] = R(0.0); }\n";
+            sweeps.push(Sweep { pairs: add_numbers("stage_tangents", ""), then: then.to_owned() });
+        }
+        if sweeps_output {
+            sweeps.push(Sweep { pairs: self.add_value(), then: String::new() });
+        }
+        let mut before_sweeps = if sweeps_stages { String::new() } else { stages.dead() };
+        if of_row {
+            let then = sweeps.last_mut().map_or(&mut before_sweeps, |last| &mut last.then);
+            then.push_str(&of_row_text(COTANGENTS_OF_ROW));
+        }
+        if of_pairs {
+            let then = of_row_text(COTANGENTS_OF_PAIRS);
+            sweeps.push(Sweep { pairs: add_numbers("grad_stages", "2u * "), then });
+        }
+        if sweeps_query {
+            sweeps.push(Sweep { pairs: self.add_key(), then: String::new() });
+        }
         let fill = Fill::default()
             .flag("SCORES", true)
             .flag("TANGENTS", has_tangents)
             .flag("GRADS", of_pairs || sweeps_query)
             .flag("SWEEP_STAGES", sweeps_stages)
-            .flag("SWEEP_STAGE_TANGENTS", sweeps_tangents)
+            .flag("SWEEP_NUMBERS", sweeps_tangents || of_pairs)
             .flag("SWEEP_OUTPUT", sweeps_output)
-            .flag("GRAD_STAGES_OF_ROW", of_row)
-            .flag("GRAD_STAGES_OF_PAIRS", of_pairs)
             .flag("SWEEP_GRAD_QUERY", sweeps_query)
-            .value(
-                "SWEEP_STAGES",
-                if sweeps_stages { self.sweep(pairs.len(), &stages.add()) } else { String::new() },
-            )
-            .value("FINISH_STAGES", stages.finish())
-            .value("DEAD_ROWS", stages.dead())
-            .value("SWEEP_STAGE_TANGENTS", self.sweep(pairs.len(), &with_stages("stage_tangents", "")))
-            .value("SWEEP_GRAD_STAGES", self.sweep(pairs.len(), &with_stages("grad_stages", "2u * ")))
-            .value("SWEEP_OUTPUT", self.sweep(pairs.len(), &self.add_value()))
-            .value("SWEEP_GRAD_QUERY", self.sweep(pairs.len(), &self.add_key()));
-        // The output is that of the forward pass, where it is given.
+            .value("BEFORE_SWEEPS", before_sweeps)
+            .value("SWEEPS", self.sweeps(pairs.len(), &sweeps));
         Ok(self.walk(&self.regions, ROWS, fill, &functions))
     }
 
-    /// The shader of the tiled family.
-    fn tiled_forward(&self, shape: &Shape, pair: &Functions<'_>) -> Result<String> {
+    /// Whether scores go through functions of the pair.
+    fn has_program(&self) -> bool {
         let program = self.problem.program();
         let is_identity = *program.graph().node(program.score()) == Node::Var(Var::Score);
-        let has_program = !is_identity || program.mask().is_some() || self.problem.has_rpb();
-        let mut functions = shape.constants();
+        !is_identity || program.mask().is_some() || self.problem.has_rpb()
+    }
+
+    /// The step of the matrix family.
+    fn matrix_forward(&self, shape: &matrix::Shape, pair: &Functions<'_>) -> Result<Run> {
+        let has_program = self.has_program();
+        let mut functions = BOXES.to_owned();
         if has_program {
             functions += &pair.mask()?;
             functions += &pair.stages()?;
         }
-        Ok(self.walk(&self.regions, TILED, shape.fill(self.problem, has_program), &functions))
+        let mut bindings = vec![Binding::Arena];
+        if functions.contains("ints[") {
+            bindings.push(Binding::Integers { is_written: false });
+        }
+        let fill = shape.fill(has_program, bindings.len());
+        bindings.extend(
+            self.packed
+                .iter()
+                .map(|packed| Binding::Packed { role: packed.role, is_written: packed.role == Role::Output }),
+        );
+        let functions = shape.constants() + &functions;
+        let source = shape.directives().to_owned() + &self.walk(&self.regions, MATRIX, fill, &functions);
+        Ok(Run { label: "matrices".to_owned(), source, bindings, workgroups: shape.workgroups() })
+    }
+
+    /// The shaders of the backward pass in tiles that are needed.
+    fn tiled_backward(
+        &self,
+        shape: &tiled_backward::Shape,
+        pair: &Functions<'_>,
+    ) -> Result<Vec<(Side, String)>> {
+        let has_program = self.has_program();
+        let mut functions = String::new();
+        if has_program {
+            functions += &pair.mask()?;
+            functions += &pair.weight()?;
+            functions += &pair.grad_score()?;
+        }
+        let region = |name: &'static str| self.regions.get(name).map(|_| name);
+        let mut sides = Vec::new();
+        for (side, to) in
+            [(Side::Queries, [region("TO_DQ"), None]), (Side::Keys, [region("TO_DK"), region("TO_DV")])]
+        {
+            if to != [None; 2] {
+                let fill = shape.fill(self.problem, side, has_program, to);
+                let functions = shape.constants(side) + BOXES + &functions;
+                sides.push((side, self.walk(&self.regions, TILED_BACKWARD, fill, &functions)));
+            }
+        }
+        Ok(sides)
+    }
+
+    /// The shader of the tiled family.
+    fn tiled_forward(&self, shape: &tiled::Shape, pair: &Functions<'_>) -> Result<String> {
+        let has_program = self.has_program();
+        let mut functions = shape.constants() + BOXES;
+        if has_program {
+            functions += &pair.mask()?;
+            functions += &pair.stages()?;
+        }
+        let places: Vec<u64> = ["Q", "K", "V"].iter().filter_map(|name| self.regions.get(name)).collect();
+        let is_wide = shape.reads_wide(has_program, &places);
+        let fill = shape.fill(self.problem, has_program, is_wide);
+        let source = self.walk(&self.regions, TILED, fill, &functions);
+        // The same memory, as vectors of four.
+        let (narrow, wide) = ("arena: array<R>;", "arena: array<vec4<R>>;");
+        Ok(if is_wide { source.replacen(narrow, wide, 1) } else { source })
     }
 
     /// Statements that show a row's pairs, one after the other, to statements of `at` and the pair's numbers `x`; `$P$`
@@ -258,6 +397,30 @@ impl Builder<'_> {
             );
         }
         text
+    }
+
+    /// Sweeps one behind the other, until the row turns out to be dead. The walk stands in the text once: drivers write
+    /// out every call, and a pair's numbers are most of the code.
+    pub(super) fn sweeps(&self, kinds: usize, sweeps: &[Sweep]) -> String {
+        if sweeps.is_empty() {
+            return String::new();
+        }
+        let of_each = |part: fn(&Sweep) -> &str| match sweeps {
+            [sweep] => part(sweep).to_owned(),
+            _ => (0..).zip(sweeps).filter(|(_, sweep)| !part(sweep).is_empty()).fold(
+                String::new(),
+                |text, (number, sweep): (u32, _)| {
+                    format!("{text}if (number_of_sweep == {number}u) {{\n{}}}\n", part(sweep))
+                },
+            ),
+        };
+        format!(
+            "    for (var number_of_sweep = 0u; number_of_sweep < {}u; number_of_sweep++) {{\n    \
+             if (!row.alive) {{ break; }}\n{}{}    }}\n",
+            sweeps.len(),
+            self.sweep(kinds, &of_each(|sweep| &sweep.pairs)),
+            of_each(|sweep| &sweep.then),
+        )
     }
 
     /// Adds a pair's value to the row's output.

@@ -10,6 +10,7 @@ use natten_core::program::{
 };
 use natten_core::{Problem, Result};
 
+use super::First;
 use super::regions::Captures;
 use crate::render::math::Real;
 use crate::render::{Leaves, render};
@@ -19,6 +20,7 @@ use crate::render::{Leaves, render};
 pub(super) struct Names<'p> {
     pub(super) program: &'p Program,
     pub(super) captures: &'p Captures,
+    pub(super) first: First,
     pub(super) real: Real,
 }
 
@@ -48,10 +50,14 @@ impl Leaves for Names<'_> {
     fn index(&self, index: Index) -> Option<String> {
         // The user's axes are the last of the three.
         let axis = |a: u8| ["x", "y", "z"].get(3 - self.program.rank() + usize::from(a)).copied();
+        let of_whole = |name: &str, first: usize| match first {
+            0 => name.to_owned(),
+            _ => format!("({name} + {first})"),
+        };
         Some(match index {
-            Index::Batch => "at.b".to_owned(),
-            Index::Head => "at.h".to_owned(),
-            Index::HeadKv => "at.hkv".to_owned(),
+            Index::Batch => of_whole("at.b", self.first.batch),
+            Index::Head => of_whole("at.h", self.first.head),
+            Index::HeadKv => of_whole("at.hkv", self.first.head_kv),
             Index::Query => "at.q".to_owned(),
             Index::Key => "at.k".to_owned(),
             Index::QueryAxis(a) => format!("at.qc.{}", axis(a)?),
@@ -75,7 +81,11 @@ impl Leaves for Names<'_> {
     }
 
     fn random(&self, low: &str, high: &str) -> Option<String> {
-        Some(format!("random_of(at.row, at.q, at.k, {low}, {high})"))
+        let row = match self.first {
+            First { heads: 0, .. } => "at.row".to_owned(),
+            First { batch, head, heads, .. } => format!("(at.b + {batch}) * {heads} + at.h + {head}"),
+        };
+        Some(format!("random_of({row}, at.q, at.k, {low}, {high})"))
     }
 }
 

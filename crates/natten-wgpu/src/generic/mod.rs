@@ -8,6 +8,7 @@ mod functions;
 mod given;
 mod linear;
 mod loops;
+mod parts;
 mod regions;
 mod tables;
 mod unfused;
@@ -23,24 +24,37 @@ use self::given::Operands;
 use self::regions::{Captures, Regions};
 use self::tables::Tables;
 use crate::NAME;
+use crate::family::Choice;
 use crate::render::math::{Real, functions as math, prelude};
-use crate::sequence::{Binding, Run, Sequence, Step, workgroups};
+use crate::sequence::{Binding, Packed, Run, Sequence, Step, workgroups};
 use crate::target::Target;
 use crate::template::Fill;
-use crate::tiled::Shape;
 
 const ATTENTION: &str = include_str!("../wgsl/attention.wgsl");
 
-/// What an operation does.
+pub(crate) use self::parts::sequence;
+
+/// Where a part of a problem begins: what is added to its batch entries and heads to have those of the whole.
+#[derive(Clone, Copy, Debug, Default)]
+struct First {
+    batch: usize,
+    head: usize,
+    head_kv: usize,
+    /// Heads of the whole.
+    heads: usize,
+}
+
+/// What an operation does, whatever the arena takes.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for what the device has no room or no numbers for; [`Error::Invalid`] as
-/// [`Problem::tensors`] and for boxes that are none.
-pub(crate) fn sequence(
+/// [`Error::Unsupported`] for what the device has no numbers for; [`Error::Invalid`] as [`Problem::tensors`] and for
+/// boxes that are none.
+fn piece(
     problem: &Problem,
     request: &OpRequest,
     options: &PlanOptions,
     target: &Target,
+    first: First,
 ) -> Result<Sequence> {
     let tensors = problem.tensors(request)?;
     for (name, tile) in [("query_tile", &options.query_tile), ("key_tile", &options.key_tile)] {
@@ -49,8 +63,11 @@ pub(crate) fn sequence(
         }
     }
     target.check_dtype(problem.dtype())?;
-    let mut builder = Builder::new(problem, request, target, tensors);
-    builder.tiled = Shape::of(problem, request, options, target, builder.real);
+    let mut builder = Builder { first, ..Builder::new(problem, request, target, tensors) };
+    builder.choice = Choice::of(problem, request, options, target, builder.real)?;
+    if let Choice::Matrix(shape) = builder.choice {
+        builder.packed = shape.packed(problem).to_vec();
+    }
     builder.read_inputs()?;
     if problem.program().decay().is_some() {
         builder.recurrence()?;
@@ -67,6 +84,7 @@ struct Builder<'p> {
     problem: &'p Problem,
     request: &'p OpRequest,
     target: &'p Target,
+    first: First,
     real: Real,
     tensors: Vec<TensorSpec>,
     /// Elements of the arena so far.
@@ -82,8 +100,9 @@ struct Builder<'p> {
     /// What vector functions took the place of, of queries, keys and values.
     replaced: [Option<vectors::Replaced>; 3],
     steps: Vec<Step>,
-    /// How the tiled family cuts the operation, where that does it.
-    tiled: Option<Shape>,
+    /// What does the operation.
+    choice: Choice,
+    packed: Vec<Packed>,
 }
 
 /// Vectors of one kind: what they are called in templates, themselves, their tangents, and the roles that they have;
@@ -130,6 +149,7 @@ impl<'p> Builder<'p> {
             problem,
             request,
             target,
+            first: First::default(),
             real,
             tensors,
             arena: 0,
@@ -142,7 +162,8 @@ impl<'p> Builder<'p> {
             tables: Tables::default(),
             replaced: [None; 3],
             steps: Vec::new(),
-            tiled: None,
+            choice: Choice::Generic,
+            packed: Vec::new(),
         }
     }
 
@@ -178,6 +199,9 @@ impl<'p> Builder<'p> {
     /// Lays out all inputs and reads them.
     fn read_inputs(&mut self) -> Result<()> {
         for Operand { names, roles, .. } in &OPERANDS {
+            if self.pack_inputs(*roles) {
+                continue;
+            }
             for (name, roles) in [(names[0], *roles), (names[1], roles.map(tangent))] {
                 let mut roles = roles.to_vec();
                 roles.dedup();
@@ -227,6 +251,24 @@ impl<'p> Builder<'p> {
         Ok(())
     }
 
+    /// Packs the vectors of some roles, where shaders take them so.
+    fn pack_inputs(&mut self, roles: [Role; 2]) -> bool {
+        let Some(packed) = self.packed.iter().copied().find(|packed| packed.role == roles[0]) else {
+            return false;
+        };
+        let mut first = 0;
+        let mut roles = roles.to_vec();
+        roles.dedup();
+        for role in roles {
+            if let Some(spec) = self.input(role).filter(|spec| !spec.is_empty()) {
+                let run = convert::pack(spec, &packed, first, self.target);
+                first += spec.len() as u64 / packed.dim;
+                self.steps.push(Step::Run(run));
+            }
+        }
+        true
+    }
+
     /// A result that lies in the arena when everything is done, new.
     fn result(&mut self, role: Role) -> u64 {
         let at = self.reserve(self.len(role));
@@ -239,7 +281,12 @@ impl<'p> Builder<'p> {
     }
 
     fn names(&self) -> Names<'_> {
-        Names { program: self.problem.program(), captures: &self.captures, real: self.real }
+        Names {
+            program: self.problem.program(),
+            captures: &self.captures,
+            first: self.first,
+            real: self.real,
+        }
     }
 
     /// A shader of the walks: a template behind everything that they share.
@@ -291,22 +338,26 @@ impl<'p> Builder<'p> {
     fn finish(mut self) -> Result<Sequence> {
         self.add_up_tables();
         for spec in self.tensors.clone().iter().filter(|spec| spec.is_output && !spec.is_empty()) {
+            if let Some(packed) = self.packed.iter().find(|packed| packed.role == spec.role) {
+                self.steps.push(Step::Run(convert::pack(spec, packed, 0, self.target)));
+                continue;
+            }
             let Some(&at) = self.results.get(&spec.role) else {
                 let what = format!("{} of {}", spec.name, self.request.op);
                 return Err(Error::unsupported(NAME, what, "no shader computes it; use --backend cpu"));
             };
             self.steps.push(Step::Run(convert::step(spec, self.real, at, self.target)));
         }
-        self.target.check_binding("the arena", self.arena * self.real.size())?;
         self.target.check_binding("captured integers", self.integers * 4)?;
         Ok(Sequence {
-            family: if self.tiled.is_some() { "tiled" } else { "generic" },
+            family: self.choice.family().name(),
             element: self.real.size(),
             arena: self.arena,
             integers: self.integers,
             steps: self.steps,
             tensors: self.tensors,
-            tiles: self.tiled.map_or([[1; 3], [usize::MAX; 3]], |shape| [shape.query_tile, shape.key_tile]),
+            packed: self.packed,
+            tiles: self.choice.tiles(),
         })
     }
 }

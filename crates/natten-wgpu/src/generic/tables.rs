@@ -36,7 +36,9 @@ impl Builder<'_> {
     /// lie, and how many there are.
     pub(super) fn tables_for(&mut self, role: Role, inner: u64) -> (u64, u64) {
         let entries = self.len(role);
-        let pieces = (MOST_ELEMENTS / entries.max(1)).clamp(1, MOST_PIECES).min(inner).max(1);
+        // The rest of the arena has to find room beside them.
+        let most = MOST_ELEMENTS.min(self.target.most_binding() / self.real.size() / 4);
+        let pieces = (most / entries.max(1)).clamp(1, MOST_PIECES).min(inner).max(1);
         let at = self.reserve(pieces * entries);
         if entries > 0 {
             self.steps.push(Step::Clear { at, len: pieces * entries });

@@ -4,6 +4,7 @@
 use natten_core::{Op, Result, Role};
 
 use super::Builder;
+use super::attention::Sweep;
 use crate::template::Fill;
 
 const SLOTS: &str = include_str!("../wgsl/slots.wgsl");
@@ -73,23 +74,13 @@ impl Builder<'_> {
         let is_output = name == "weight";
         let functions = self.functions_of_slots(name, region, tangent);
         let kinds = self.kinds();
+        let pairs = if is_output { self.add_value() } else { self.add_key() };
         let fill = Fill::default()
             .flag("TANGENTS", self.request.op.is_forward_mode())
             .flag("SWEEP_OUTPUT", is_output)
             .flag("SWEEP_GRAD_QUERY", !is_output)
-            .value("SWEEP_STAGES", "")
-            .value("FINISH_STAGES", "")
-            .value("DEAD_ROWS", "")
-            .value("SWEEP_STAGE_TANGENTS", "")
-            .value("SWEEP_GRAD_STAGES", "")
-            .value(
-                "SWEEP_OUTPUT",
-                if is_output { self.sweep(kinds, &self.add_value()) } else { String::new() },
-            )
-            .value(
-                "SWEEP_GRAD_QUERY",
-                if is_output { String::new() } else { self.sweep(kinds, &self.add_key()) },
-            );
+            .value("BEFORE_SWEEPS", "")
+            .value("SWEEPS", self.sweeps(kinds, &[Sweep { pairs, then: String::new() }]));
         let source = self.walk(&self.regions, ROWS, fill, &functions);
         let rows = [self.problem.batch(), self.problem.heads()].iter().map(|&n| n as u64).product::<u64>();
         let queries: usize = self.problem.neighborhood().query_shape().iter().product();

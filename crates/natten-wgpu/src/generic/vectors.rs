@@ -177,7 +177,11 @@ impl Builder<'_> {
             Wanted::Vectors(expr, _) => (vec![*expr], String::new()),
             Wanted::Tables { roots, count, .. } => (roots.clone(), loads_struct('v', *count)),
         };
-        let names = self.names();
+        let mut names = self.names();
+        if role != Role::Query {
+            // Keys and values count key heads.
+            names.first.head = names.first.head_kv;
+        }
         let leaves = |lane: &str| -> Box<dyn Leaves + '_> {
             Box::new(Element { names, places, lane: lane.to_owned() })
         };

@@ -51,6 +51,14 @@ fn number_at(place: i32) -> i32 {
 }
 //:end
 
+//:if HALVES
+// The bits of a number of vectors that are packed with padding.
+fn half_of(number: i32) -> u32 {
+    let d = number % $DIM$;
+    return (numbers[number / $DIM$ * $WORDS$ + d / 2] >> (16u * u32(d & 1))) & 0xffffu;
+}
+//:end
+
 @compute @workgroup_size(64)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -59,15 +67,27 @@ fn main(
 ) {
     let id = i32((group.y * groups.x + group.x) * 64u + lane);
 //:if PACKED_WRITES
+    if (id >= parameters[0]) { return; }
+    var rest = id;
+    var place = parameters[2];
+    for (var a = parameters[3] - 1; a >= 0; a--) {
+        let extent = parameters[4 + 3 * a];
+        place += rest % extent * parameters[4 + 3 * a + 1];
+        rest /= extent;
+    }
     // One invocation writes both numbers of a word, and keeps what is not the tensor's.
-    let word = parameters[2] / 2 + id;
-    if (u32(word) >= arrayLength(&tensor) || id >= parameters[0]) { return; }
+    if ((place & 1) == 1 && number_at(place - 1) >= 0) { return; }
+    let word = place >> 1u;
     var bits = tensor[word];
     for (var half = 0; half < 2; half++) {
         let number = number_at(2 * word + half);
         if (number >= 0) {
             let shift = 16u * u32(half);
+//:if HALVES
+            bits = (bits & ~(0xffffu << shift)) | (half_of(number) << shift);
+//:else
             bits = (bits & ~(0xffffu << shift)) | ($NARROW$(f32(numbers[number])) << shift);
+//:end
         }
     }
     tensor[word] = bits;

@@ -27,26 +27,25 @@ fn main(
     var running = array<R, STAGES>();
     var peak = array<R, STAGES>();
     for (var k = 0u; k < STAGES; k++) { peak[k] = LOWEST; }
-$SWEEP_STAGES$
-    row.alive = seen;
-$FINISH_STAGES$
 //:end
-$DEAD_ROWS$
-//:if SWEEP_STAGE_TANGENTS
-    if (row.alive) {
-        var sums = array<R, STAGES>();
-$SWEEP_STAGE_TANGENTS$
-        row.stage_t = sums;
-    }
+//:if SWEEP_NUMBERS
+    var sums = array<R, 2 * STAGES>();
 //:end
 //:if SWEEP_OUTPUT
     var output = array<R, DIM_V>();
 //:if TANGENTS
     var output_t = array<R, DIM_V>();
 //:end
-    if (row.alive) {
-$SWEEP_OUTPUT$
-    }
+//:end
+//:if SWEEP_GRAD_QUERY
+    var grad = array<R, DIM>();
+//:if TANGENTS
+    var grad_t = array<R, DIM>();
+//:end
+//:end
+$BEFORE_SWEEPS$
+$SWEEPS$
+//:if SWEEP_OUTPUT
 //:each DIM_V
 //:if TO_OUT
         arena[TO_OUT + number * DIM_V + d] = output[d];
@@ -62,43 +61,6 @@ $SWEEP_OUTPUT$
 //:if TO_LSE_T
     arena[TO_LSE_T + number] = select(R(0.0), row.stage_t[$LOGSUMEXP$], row.alive);
 //:end
-//:if GRAD_STAGES_OF_ROW
-    if (row.alive) {
-//:each DIM_V
-            let grad = arena[DO + number * DIM_V + d];
-//:if OUT
-            row.delta += grad * arena[OUT + number * DIM_V + d];
-//:else
-            row.delta += grad * output[d];
-//:end
-//:if TANGENTS
-            row.delta_t += grad * output_t[d];
-//:if DOT
-            row.delta_t += arena[DOT + number * DIM_V + d] * output[d];
-//:end
-//:end
-//:end
-        let cotangents = grad_stages_of_row(query, row);
-        for (var k = 0u; k < STAGES; k++) {
-            row.grad_stage[k] = cotangents[2u * k];
-            row.grad_stage_t[k] = cotangents[2u * k + 1u];
-        }
-    }
-//:end
-//:if GRAD_STAGES_OF_PAIRS
-    if (row.alive) {
-        var sums = array<R, 2 * STAGES>();
-$SWEEP_GRAD_STAGES$
-        for (var k = 0u; k < STAGES; k++) {
-            row.grad_stage[k] = sums[2u * k];
-            row.grad_stage_t[k] = sums[2u * k + 1u];
-        }
-//:if LOGSUMEXP
-        row.grad_stage[$LOGSUMEXP$] += row.grad_logsumexp;
-        row.grad_stage_t[$LOGSUMEXP$] += row.grad_logsumexp_t;
-//:end
-    }
-//:end
 //:if NUMBERS
     let at = NUMBERS + number * (1u + 4u * STAGES);
     arena[at] = select(R(0.0), R(1.0), row.alive);
@@ -110,13 +72,6 @@ $SWEEP_GRAD_STAGES$
     }
 //:end
 //:if SWEEP_GRAD_QUERY
-    var grad = array<R, DIM>();
-//:if TANGENTS
-    var grad_t = array<R, DIM>();
-//:end
-    if (row.alive) {
-$SWEEP_GRAD_QUERY$
-    }
 //:each DIM
 //:if TO_DQ
         arena[TO_DQ + number * DIM + d] = SCALE * grad[d];
