@@ -27,7 +27,7 @@ fn planned(backend: &NeuronBackend, problem: &Problem, key: &str) -> (String, Op
 
 /// The largest machine on which the fast lowering does a problem in sections.
 fn in_sections(problem: &Problem) -> Option<NeuronBackend> {
-    (32..=64).rev().step_by(4).map(machine).find(|backend| {
+    (36..=84).rev().step_by(4).map(machine).find(|backend| {
         let (kernel, sections) = planned(backend, problem, "sections");
         kernel == "natten_softmax" && sections.is_some_and(|sections| sections != "1")
     })

@@ -38,8 +38,9 @@ use crate::target::Target;
 const HIDDEN: f32 = -1e30;
 /// The most columns of a strip.
 pub const MAX_STRIP: usize = 8192;
-/// Transposed weights that wait for their products: one more than the largest delay.
-const MOVED: usize = 5;
+/// Transposed weights that wait for their products: more than the largest delay, and a power of two, so that tiles repeat
+/// and become loops.
+const MOVED: usize = 8;
 /// The longest strip that there are four of; of longer ones there are two.
 const SHORT_STRIP: usize = 2048;
 /// Columns that are transposed and moved out at a time.
@@ -281,6 +282,7 @@ impl<'a> Lowering<'a> {
                 Stage::Transpose => self.transpose(tile, part),
                 Stage::Multiply => self.multiply(tile, part),
                 Stage::Write => self.write(tile),
+                Stage::Log => self.log(tile),
             }
             groups.resize_with(groups.len().max(group + 1), Vec::new);
             groups[group].extend(self.b.take_body());

@@ -160,6 +160,7 @@ pub(super) enum Stage {
     Weigh,
     Transpose,
     Multiply,
+    Log,
 }
 
 /// The steps of all tiles in the order of their instructions, each with the tile whose scores are computed then. `turns`
@@ -202,7 +203,7 @@ pub(super) fn steps(tiles: &[Tile], turns: usize, choice: Choice) -> Vec<(usize,
         let sets = || ready.iter().enumerate();
         steps.extend(sets().map(|(part, ready)| (later + ready + 1, Stage::Transpose, at, part)));
         steps.extend(sets().map(|(part, ready)| (later + ready + choice.delay, Stage::Multiply, at, part)));
-        steps.push((later + length + choice.delay, Stage::Write, at, 0));
+        steps.extend([Stage::Write, Stage::Log].map(|stage| (later + length + choice.delay, stage, at, 0)));
     }
     steps.sort_unstable();
     steps

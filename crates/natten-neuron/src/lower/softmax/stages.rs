@@ -167,7 +167,7 @@ impl Lowering<'_> {
         view
     }
 
-    /// The output and the logsumexp of a tile; before the last section what the next goes on with.
+    /// The output of a tile; before the last section what the next goes on with.
     pub(super) fn write(&mut self, tile: &Tile) {
         let (rows, numbers, dim) = (tile.rows(), self.numbers(tile), self.problem.head_dim_v());
         let mut output = self.b.at(self.outputs[tile.number % 2], rows, 0, dim);
@@ -204,22 +204,33 @@ impl Lowering<'_> {
         let queries = Tokens::Box(tile.queries);
         if let Some(tensor) = self.output {
             let inverse = self.b.at(numbers.inverse, rows, 0, 1);
-            self.b.push(Engine::Vector, Op::Reciprocal { dst: inverse.clone(), data: sum.clone() });
+            self.b.push(Engine::Vector, Op::Reciprocal { dst: inverse.clone(), data: sum });
             let dst = self.b.at(self.results[tile.number % 2], rows, 0, dim);
             self.b.tensor_scalar(dst.clone(), Alu::Multiply, output, Operand::Row(inverse));
             let (first, pairs) = self.layouts[3].vectors(tile.batch, tile.head, &queries, 0, dim);
             let to = self.b.pattern(tensor, 1, first, pairs);
             self.b.dma(to, dst);
         }
-        if let Some(tensor) = self.logsumexp {
-            let log = self.b.at(numbers.log, rows, 0, 1);
-            self.b.activation(log.clone(), Function::Log, sum, None, Operand::Const(1.0), None);
-            let minus_max = self.b.at(numbers.minus_max, rows, 0, 1);
-            self.b.tensor_tensor(log.clone(), Alu::Subtract, log.clone(), minus_max);
-            let layout = Layout::of(self.problem, Role::Logsumexp);
-            let (first, pairs) = layout.vectors(tile.batch, tile.head, &queries, 0, 1);
-            let to = self.b.pattern(tensor, 1, first, pairs);
-            self.b.dma(to, log);
-        }
+    }
+
+    /// The logsumexp of a tile. All by the scalar engine, and behind what else it does meanwhile: no engine waits.
+    pub(super) fn log(&mut self, tile: &Tile) {
+        let Some(tensor) = self.logsumexp.filter(|_| tile.is_last()) else { return };
+        let (rows, numbers) = (tile.rows(), self.numbers(tile));
+        let sum = match self.running {
+            Some(running) if tile.sections > 1 => self.b.at(running.sum, rows, tile.slot, 1),
+            _ if tile.blocks.len() > 1 => self.b.at(numbers.sum, rows, 0, 1),
+            _ => self.b.at(numbers.sums, rows, 0, 1),
+        };
+        let log = self.b.at(numbers.log, rows, 0, 1);
+        self.b.activation(log.clone(), Function::Log, sum, None, Operand::Const(1.0), None);
+        let minus_max = Operand::Row(self.b.at(numbers.minus_max, rows, 0, 1));
+        let first = (Alu::Subtract, minus_max, false);
+        let op = Op::TensorScalar { dst: log.clone(), data: log.clone(), first, second: None };
+        self.b.push(Engine::Scalar, op);
+        let layout = Layout::of(self.problem, Role::Logsumexp);
+        let (first, pairs) = layout.vectors(tile.batch, tile.head, &Tokens::Box(tile.queries), 0, 1);
+        let to = self.b.pattern(tensor, 1, first, pairs);
+        self.b.dma(to, log);
     }
 }
