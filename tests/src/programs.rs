@@ -123,6 +123,7 @@ pub(crate) fn program_cases() -> Vec<Case> {
     vectors(&mut cases);
     functions(&mut cases);
     everything_at_once(&mut cases);
+    packed(&mut cases);
     requests(&mut cases);
     not_finite(&mut cases);
     cases.cases
@@ -150,6 +151,30 @@ fn scores(cases: &mut Cases) {
         |_, p| p.capture(number("slope", &[HEADS])).score("score - slope[h]*abs(q - k)").mask("k <= q"),
         |_, case| case.fill("slope", |head| (-(head as f64)).exp2() / 4.0),
     );
+}
+
+/// Vectors of 16 bytes and multiples, in 16 bits: what kernels for matrix units want.
+fn packed(cases: &mut Cases) {
+    type Build = fn(&Grid, ProgramBuilder) -> ProgramBuilder;
+    let programs: [(&str, Build); 3] = [
+        ("softcap", |_, p| p.score("2*tanh(score/2)")),
+        ("slope-causal", |_, p| {
+            p.capture(number("slope", &[HEADS])).score("score - slope[h]*abs(q - k)/8").mask("k <= q")
+        }),
+        ("dense-bias", |grid, p| {
+            p.capture(number("bias", &[HEADS, grid.queries(), grid.keys()])).score("score + bias[h, q, k]")
+        }),
+    ];
+    for grid in small().into_iter().chain([long()]) {
+        for (name, build) in programs {
+            for dtype in [DType::F16, DType::Bf16] {
+                let program = built(build(&grid, Program::builder(grid.window.rank())));
+                let problem = grid.problem(dtype).head_dim(16).head_dim_v(24).program(program);
+                let name = format!("program-packed-{name}-{}-{dtype}", grid.name);
+                cases.cases.push(case(name, problem).fused());
+            }
+        }
+    }
 }
 
 fn loads(cases: &mut Cases) {

@@ -443,26 +443,35 @@ pub trait Backend: Debug + MaybeSend + MaybeSync {
         options: &'a PlanOptions,
     ) -> Pending<'a, Arc<dyn Plan>>;
 
-    /// A queue to run on.
+    /// A queue to run on. A backend that computes on the host, in the calling thread, keeps this method and the next
+    /// three as they are.
     ///
     /// # Errors
     /// [`Error::Device`].
-    fn queue(&self) -> Result<Arc<dyn Queue>>;
+    fn queue(&self) -> Result<Arc<dyn Queue>> {
+        Ok(Arc::new(HostQueue))
+    }
 
     /// A contiguous tensor on the device, its contents unspecified.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    fn empty(&self, spec: &TensorSpec) -> Result<Tensor>;
+    fn empty(&self, spec: &TensorSpec) -> Result<Tensor> {
+        HostTensor::zeros_like(spec).map(Tensor::from)
+    }
 
     /// Copies numbers to the device.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Device`].
-    fn upload(&self, queue: &dyn Queue, host: HostTensor) -> Result<Tensor>;
+    fn upload(&self, _queue: &dyn Queue, host: HostTensor) -> Result<Tensor> {
+        Ok(host.into())
+    }
 
     /// Copies a tensor back.
-    fn download<'a>(&'a self, queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor>;
+    fn download<'a>(&'a self, _queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
+        ready(tensor.to_host())
+    }
 
     /// Measures what the device can do at most: flops a second of matrix products of this dtype whose operands are at
     /// hand, sustained for a fraction of a second on all of the device. What it is busy with besides counts against it.

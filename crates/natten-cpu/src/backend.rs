@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use natten_core::{
-    Backend, DType, DeviceInfo, DeviceKind, Error, HostQueue, HostTensor, OpRequest, Pending, Plan,
-    PlanOptions, Problem, Queue, Result, Tensor, TensorSpec, ready,
+    Backend, DType, DeviceInfo, DeviceKind, Error, OpRequest, Pending, Plan, PlanOptions, Problem, Result,
+    ready,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -115,22 +115,6 @@ impl Backend for CpuBackend {
             CpuPlan::new(problem, request, options, &self.device, self.isa, self.pool.clone())
         });
         ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))
-    }
-
-    fn queue(&self) -> Result<Arc<dyn Queue>> {
-        Ok(Arc::new(HostQueue))
-    }
-
-    fn empty(&self, spec: &TensorSpec) -> Result<Tensor> {
-        HostTensor::zeros_like(spec).map(Tensor::from)
-    }
-
-    fn upload(&self, _queue: &dyn Queue, host: HostTensor) -> Result<Tensor> {
-        Ok(host.into())
-    }
-
-    fn download<'a>(&'a self, _queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
-        ready(tensor.to_host())
     }
 
     /// That of fused multiply-adds in registers, on all threads at once.

@@ -15,7 +15,8 @@
 // a row's planes one behind the other as columns. Of the products of planes those count whose numbers add up to less
 // than PLANES; the weights are split in registers. The output is f32 then, of any layout.
 //
-// In front of this text stand forward_sm90_boxes.cu and forward_sm90_instructions.cu, and in front of all:
+// In front of this text stand forward_instructions.cu, forward_common.cu, forward_sm90_boxes.cu and
+// forward_sm90_instructions.cu, and in front of all:
 //   ELEMENT_BF16          1 for bf16, 0 for f16
 //   PLANES                1, or how many an operand is split into
 //   PROMOTE               1 to add each box's values to the sums in f32: wgmma cuts off what its own sums cannot hold
@@ -115,15 +116,6 @@ __device__ __forceinline__ void produce(const Shared &shared, const Maps &maps) 
             load_values(shared, maps, item, here, box, window_boxes, now);
         }
     }
-}
-
-// Four values of a quad's four threads change places: thread t ends up with number t of each, in order.
-__device__ __forceinline__ void transpose_quad(u32 (&v)[4], int quad) {
-    bool odd = quad & 1, upper = quad & 2;
-    u32 a = __shfl_xor_sync(~0u, odd ? v[0] : v[1], 1), b = __shfl_xor_sync(~0u, odd ? v[2] : v[3], 1);
-    if (odd) { v[0] = a; v[2] = b; } else { v[1] = a; v[3] = b; }
-    a = __shfl_xor_sync(~0u, upper ? v[0] : v[2], 2), b = __shfl_xor_sync(~0u, upper ? v[1] : v[3], 2);
-    if (upper) { v[0] = a; v[1] = b; } else { v[2] = a; v[3] = b; }
 }
 
 constexpr int SCORES = BOX_KEYS / 2;

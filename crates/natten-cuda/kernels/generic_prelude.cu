@@ -23,7 +23,8 @@ DEVICE void wait_for_block() { __syncthreads(); }
 template <class T> DEVICE T from_lane(T x, int lane) { return __shfl_sync(EVERY, x, lane); }
 template <class T> DEVICE T from_partner(T x, int distance) { return __shfl_xor_sync(EVERY, x, distance); }
 DEVICE int first_bit(unsigned bits) { return __ffs(bits) - 1; }
-#else
+#define DYNAMIC_SHARED(T, name) extern __shared__ __align__(128) T name[]
+#elif !defined(LANES)
 #define LANES 1
 DEVICE int lane_of_group() { return 0; }
 DEVICE unsigned ballot(bool holds) { return holds; }
@@ -235,12 +236,13 @@ template <class T> DEVICE View<T> nothing() {
     return v;
 }
 
-// Eight neighbouring elements, read 16 bytes at a time.
+// Neighbouring elements are read 16 bytes at a time.
 struct alignas(16) Words { unsigned word[4]; };
 struct alignas(16) Floats { float number[4]; };
 struct alignas(16) Doubles { double number[2]; };
 
-template <class T> DEVICE void read_eight(const T* from, R (&to)[8]) {
+// The elements of 16 bytes.
+template <class T> DEVICE void read_piece(const T* from, R* to) {
     // Of 16 bits each.
     const Words words = *(const Words*)from;
 #pragma unroll
@@ -249,21 +251,21 @@ template <class T> DEVICE void read_eight(const T* from, R (&to)[8]) {
         to[2 * i + 1] = number(T{(unsigned short)(words.word[i] >> 16)});
     }
 }
-DEVICE void read_eight(const float* from, R (&to)[8]) {
+DEVICE void read_piece(const float* from, R* to) {
+    const Floats four = *(const Floats*)from;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const Floats four = ((const Floats*)from)[i];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) to[4 * i + j] = (R)four.number[j];
-    }
+    for (int i = 0; i < 4; ++i) to[i] = (R)four.number[i];
 }
-DEVICE void read_eight(const double* from, R (&to)[8]) {
+DEVICE void read_piece(const double* from, R* to) {
+    const Doubles two = *(const Doubles*)from;
+    to[0] = (R)two.number[0];
+    to[1] = (R)two.number[1];
+}
+
+template <class T> DEVICE void read_eight(const T* from, R (&to)[8]) {
+    constexpr int PIECE = 16 / sizeof(T);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const Doubles two = ((const Doubles*)from)[i];
-        to[2 * i] = (R)two.number[0];
-        to[2 * i + 1] = (R)two.number[1];
-    }
+    for (int i = 0; i < 8; i += PIECE) read_piece(from + i, to + i);
 }
 
 template <class T> DEVICE bool is_packed(const T* vector, long long stride) { return stride == 1 && (unsigned long long)vector % 16 == 0; }

@@ -2,8 +2,9 @@
 // one residue group and walks the union of their windows in tiles of BK keys, through shared memory. Scores and output
 // are register tiles: a thread has ROWS queries, COLUMNS keys of each tile, and OF_THREAD elements of each output.
 //
-// With DMMA 1 the products run on the f64 tensor cores, and a warp has 16 queries; otherwise a thread has four queries and
-// every TX-th key.
+// With DMMA 1 the products run on the f64 tensor cores, a warp has 16 queries, and weights stay in the registers in which
+// their scores were: what a product sums over may be in any order that both operands have. Otherwise a thread has four
+// queries and every TX-th key, and weights go through shared memory.
 //
 // A pair that does not count has the weight -0, one that counts never has: where a value is not finite, those are told
 // apart and left out; elsewhere their product is zero.
@@ -17,25 +18,27 @@
 #define OF_THREAD (DIM_V / 4)
 // Threads of a row.
 #define TX 4
-// Rows begin 32 bytes apart in the banks, as four rows of four numbers are read at once.
-#define PADDING 4
 #define ROW(i) (warp * 16 + lane / 4 + 8 * (i))
 #define COLUMN(j) ((j) / 2 * 8 + lane % 4 * 2 + (j) % 2)
-#define ELEMENT(e) COLUMN(e)
+#define ELEMENT(e) ((e) / 4 * 16 + lane % 4 * 4 + (e) % 4)
+// Eight threads read 16 bytes each at once: four of each of two rows of queries and keys, and two of every second of eight
+// rows of values. So far apart they begin in different banks.
+#define LINE (DIM + 8)
+#define LINE_V (DIM_V + 2)
 #else
 #define ROWS 4
 #define COLUMNS 4
 #define TX (BK / 4)
 #define THREADS (TX * (BQ / 4))
 #define OF_THREAD ((DIM_V + TX * WIDE - 1) / (TX * WIDE) * WIDE)
-// Neighbouring rows begin in different banks.
-#define PADDING WIDE
 #define ROW(i) (ty * 4 + (i))
 #define COLUMN(j) (tx + TX * (j))
 #define ELEMENT(e) ((tx + TX * ((e) / WIDE)) * WIDE + (e) % WIDE)
+// Neighbouring rows begin in different banks.
+#define LINE (DIM + WIDE)
+#define LINE_V (DIM_V + WIDE)
+#define LINE_P (BK + WIDE)
 #endif
-#define LINE ((DIM > DIM_V ? DIM : DIM_V) + PADDING)
-#define LINE_P (BK + PADDING)
 
 // How the queries fall into boxes: the box, and boxes of a residue group of each axis.
 struct Boxes { int box[3], count[3]; };
@@ -62,27 +65,31 @@ DEVICE bool position_of(const Sizes& z, const Boxes& boxes, const Here& here, in
 }
 
 // Copies vectors into a tile, zeros behind them and where there is none. Returns whether all numbers are finite.
-template <int COUNT, int WIDTH, class Of> DEVICE bool load_tile(R* tile, int dim, long long stride, Of vector_of_row) {
+template <int COUNT, int WIDTH, class Of>
+DEVICE bool load_tile(R* tile, int line, int dim, long long stride, Of vector_of_row) {
+    // Elements of 16 bytes, neighbours of which neighbouring threads read.
+    constexpr int PIECE = 16 / sizeof(*vector_of_row(0));
     bool finite = true;
-    for (int i = threadIdx.x; i < COUNT * (WIDTH / 8); i += THREADS) {
-        const int row = i / (WIDTH / 8), d = i % (WIDTH / 8) * 8;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < COUNT * (WIDTH / PIECE); i += THREADS) {
+        const int row = i / (WIDTH / PIECE), d = i % (WIDTH / PIECE) * PIECE;
         const auto* from = vector_of_row(row);
-        R eight[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-        if (from && is_packed(from, stride) && d + 8 <= dim) {
-            read_eight(from + d, eight);
+        R piece[PIECE] = {};
+        if (from && is_packed(from, stride) && d + PIECE <= dim) {
+            read_piece(from + d, piece);
         } else if (from) {
 #pragma unroll
-            for (int j = 0; j < 8; ++j)
-                if (d + j < dim) eight[j] = number(from[(d + j) * stride]);
+            for (int j = 0; j < PIECE; ++j)
+                if (d + j < dim) piece[j] = number(from[(d + j) * stride]);
         }
 #pragma unroll
-        for (int j = 0; j < 8; ++j) finite = finite && eight[j] - eight[j] == 0;
+        for (int j = 0; j < PIECE; ++j) finite = finite && piece[j] - piece[j] == 0;
 #pragma unroll
-        for (int j = 0; j < 8; j += WIDE) {
+        for (int j = 0; j < PIECE; j += WIDE) {
             Wide wide;
 #pragma unroll
-            for (int n = 0; n < WIDE; ++n) wide.number[n] = eight[j + n];
-            *(Wide*)(tile + row * LINE + d + j) = wide;
+            for (int n = 0; n < WIDE; ++n) wide.number[n] = piece[j + n];
+            *(Wide*)(tile + row * line + d + j) = wide;
         }
     }
     return finite;
@@ -105,9 +112,23 @@ DEVICE R row_most(R x) {
 }
 
 #if DMMA
-// c0, c1 += a b: of an 8 by 8 tile and a depth of 4, on the tensor cores.
-DEVICE void multiply(double& c0, double& c1, double a, double b) {
-    asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+d"(c0), "+d"(c1) : "d"(a), "d"(b));
+// c += a b on the tensor cores, of 16 rows, eight columns and a depth of eight, of which a thread has two rows, two columns
+// and two places: the numbers 2t and 2t + 1 of thread t of a row, where the instruction has t and t + 4.
+DEVICE void multiply(double& c00, double& c01, double& c10, double& c11, const double (&a)[2][2], double b0, double b1) {
+#if !defined(__CUDACC__)
+    multiply_on_host(c00, c01, c10, c11, a, b0, b1);
+#elif __CUDA_ARCH__ >= 900
+    asm("mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+d"(c00), "+d"(c01), "+d"(c10), "+d"(c11)
+        : "d"(a[0][0]), "d"(a[1][0]), "d"(a[0][1]), "d"(a[1][1]), "d"(b0), "d"(b1));
+#else
+#define MULTIPLY(c0, c1, a, b) \
+    asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+d"(c0), "+d"(c1) : "d"(a), "d"(b))
+    MULTIPLY(c00, c01, a[0][0], b0);
+    MULTIPLY(c10, c11, a[1][0], b0);
+    MULTIPLY(c00, c01, a[0][1], b1);
+    MULTIPLY(c10, c11, a[1][1], b1);
+#endif
 }
 #endif
 
@@ -126,13 +147,28 @@ DEVICE Site site_of_pair(const Sizes& z, const Here& here, const Site& query, co
 
 DEVICE bool is_marked(R x) { return x == 0 && 1 / x < 0; }
 
+// Adds a weighted value, of which a number may not be finite.
+DEVICE void add_value(R (&output)[OF_THREAD], R weight, const R* value, int place) {
+    if (is_marked(weight)) return;
+    const int lane = place, tx = place;
+#pragma unroll
+    for (int e = 0; e < OF_THREAD; ++e)
+        if (ELEMENT(e) < DIM_V) output[e] += weight * value[ELEMENT(e)];
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Boxes boxes) {
-    extern __shared__ Wide memory[];
+    DYNAMIC_SHARED(Wide, memory);
     __shared__ long long key_at[BK], value_at[BK];
     __shared__ int key_position[3][BK];
     R* const queries = (R*)memory;
     R* const keys = queries + BQ * LINE;
-    R* const weights = keys + BK * LINE;
+#if DMMA
+    R* const values = SEPARATE ? keys + BK * LINE : keys;
+#else
+    // Keys and values take turns in the same place.
+    R* const values = keys;
+    R* const weights = keys + BK * (LINE > LINE_V ? LINE : LINE_V);
+#endif
     const Tensors t = TENSORS;
 #if DMMA
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -155,13 +191,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Bo
     here.b = (int)(rest / z.heads);
     if (!position_of(z, boxes, here, 0, position)) return;
 
-    // The union of the windows: both ends never decrease.
-    Span span[3];
+    // The union of the windows, and what they have in common: both ends never decrease.
+    Span span[3], common[3];
     int extent[3];
 #pragma unroll
     for (int a = 0; a < 3; ++a) {
         const int last = least(here.first[a] + boxes.box[a], group_len(z.axes[a].queries, z.axes[a].dilation, here.group[a])) - 1;
-        span[a] = {window(z.axes[a], here.group[a], here.first[a]).start, window(z.axes[a], here.group[a], last).end};
+        const Span first_window = window(z.axes[a], here.group[a], here.first[a]), last_window = window(z.axes[a], here.group[a], last);
+        span[a] = {first_window.start, last_window.end};
+        common[a] = {last_window.start, first_window.end};
         extent[a] = most(span[a].end - span[a].start, 0);
     }
     const int count = extent[0] * extent[1] * extent[2];
@@ -195,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Bo
 #pragma unroll
         for (int d = 0; d < OF_THREAD; ++d) output[i][d] = 0;
     }
-    load_tile<BQ, DIM>(queries, z.dim, t.query.stride[5], [&](int r) {
+    load_tile<BQ, DIM>(queries, LINE, z.dim, t.query.stride[5], [&](int r) {
         int at[3];
         const bool is_query = position_of(z, boxes, here, r, at);
 #pragma unroll
@@ -205,9 +243,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Bo
 
     for (int first = 0; first < count; first += BK) {
         __syncthreads();
+        bool seen_by_all = true;
         if (threadIdx.x < BK) {
             int of_box = first + threadIdx.x, at[3];
-            const bool is_key = of_box < count;
+            const bool is_key = seen_by_all = of_box < count;
             if (!is_key) of_box = 0;
 #pragma unroll
             for (int a = 2; a >= 0; --a) {
@@ -215,27 +254,39 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Bo
                 of_box /= extent[a];
                 // No query sees a position below 0.
                 key_position[a][threadIdx.x] = is_key ? p : -1;
+                seen_by_all = seen_by_all && p >= common[a].start && p < common[a].end;
                 at[a] = here.group[a] + p * z.axes[a].dilation;
             }
             key_at[threadIdx.x] = is_key ? vector_at(t.key, here.b, at, site[0].hkv) - t.key.data : -1;
             value_at[threadIdx.x] = is_key ? vector_at(t.value, here.b, at, site[0].hkv) - t.value.data : -1;
         }
+        // Then no pair of the tile is looked at for its place.
+        const bool is_full = __syncthreads_and(seen_by_all);
+        const auto load_values = [&] {
+            return load_tile<BK, DIM_V>(values, LINE_V, z.dim_v, t.value.stride[5], [&](int r) { return value_at[r] < 0 ? nullptr : t.value.data + value_at[r]; });
+        };
+        load_tile<BK, DIM>(keys, LINE, z.dim, t.key.stride[5], [&](int r) { return key_at[r] < 0 ? nullptr : t.key.data + key_at[r]; });
+#if SEPARATE
+        const bool all_finite = __syncthreads_and(load_values());
+#else
         __syncthreads();
-        load_tile<BK, DIM>(keys, z.dim, t.key.stride[5], [&](int r) { return key_at[r] < 0 ? nullptr : t.key.data + key_at[r]; });
-        __syncthreads();
+#endif
 
         R scores[ROWS][COLUMNS] = {};
 #if DMMA
-#pragma unroll 4
-        for (int d = 0; d < DIM; d += 4) {
-            R q[ROWS];
+#pragma unroll 2
+        for (int d = 0; d < DIM; d += 8) {
+            double q[ROWS][2];
 #pragma unroll
-            for (int i = 0; i < ROWS; ++i) q[i] = queries[ROW(i) * LINE + d + lane % 4];
+            for (int i = 0; i < ROWS; ++i) {
+                const Wide two = *(const Wide*)(queries + ROW(i) * LINE + d + lane % 4 * 2);
+                q[i][0] = two.number[0];
+                q[i][1] = two.number[1];
+            }
 #pragma unroll
             for (int n = 0; n < BK / 8; ++n) {
-                const R k = keys[(n * 8 + lane / 4) * LINE + d + lane % 4];
-#pragma unroll
-                for (int i = 0; i < ROWS; ++i) multiply(scores[i][2 * n], scores[i][2 * n + 1], q[i], k);
+                const Wide k = *(const Wide*)(keys + (n * 8 + lane / 4) * LINE + d + lane % 4 * 2);
+                multiply(scores[0][2 * n], scores[0][2 * n + 1], scores[1][2 * n], scores[1][2 * n + 1], q, k.number[0], k.number[1]);
             }
         }
 #else
@@ -254,8 +305,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Bo
                     for (int j = 0; j < COLUMNS; ++j) scores[i][j] += q[i].number[n] * k[j].number[n];
         }
 #endif
+#if !SEPARATE
         __syncthreads();
-        const bool finite = load_tile<BK, DIM_V>(keys, z.dim_v, t.value.stride[5], [&](int r) { return value_at[r] < 0 ? nullptr : t.value.data + value_at[r]; });
+        const bool finite = load_values();
+#endif
 
 #pragma unroll
         for (int i = 0; i < ROWS; ++i) {
@@ -268,10 +321,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Bo
             for (int j = 0; j < COLUMNS; ++j) {
                 const Site at = site_of_pair(z, here, site[i], key_position, COLUMN(j));
                 bool counts = true;
+                if (!is_full) {
 #pragma unroll
-                for (int a = 0; a < 3; ++a) {
-                    const int p = key_position[a][COLUMN(j)];
-                    counts = counts && p >= seen[i][a].start && p < seen[i][a].end;
+                    for (int a = 0; a < 3; ++a) {
+                        const int p = key_position[a][COLUMN(j)];
+                        counts = counts && p >= seen[i][a].start && p < seen[i][a].end;
+                    }
                 }
                 if (counts) counts = Window::mask(t, at, row[i], of_mask);
                 scores[i][j] *= (R)z.scale;
@@ -311,37 +366,57 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Bo
                     Window::local(t, at, row[i], x, of_local, w);
                     w[0] += 0;
 #pragma unroll
-                    for (int k = 0; k < STAGES; ++k)
-                        if (is_swept(k)) add_element(stage_kind(k), running[i][k], elements[k]);
+                    for (int k = 0; k < STAGES; ++k) {
+                        // What the weight is made of too: its peak is that of the tile.
+                        if (k == EXPONENTIAL) running[i][k].value += f_exp(elements[k] - row[i].shift);
+                        else if (is_swept(k)) add_element(stage_kind(k), running[i][k], elements[k]);
+                    }
                 }
+#if DMMA
+                scores[i][j] = w[0];
+#else
                 weights[ROW(i) * LINE_P + COLUMN(j)] = w[0];
+#endif
             }
         }
+#if !SEPARATE
         const bool all_finite = __syncthreads_and(finite);
+#endif
         if (!all_finite) {
-            for (int k = 0; k < BK; ++k) {
+#if DMMA
+            for (int owner = 0; owner < TX; ++owner) {
 #pragma unroll
-                for (int i = 0; i < ROWS; ++i) {
-                    const R w = weights[ROW(i) * LINE_P + k];
-                    if (is_marked(w)) continue;
+                for (int j = 0; j < COLUMNS; ++j) {
+                    const R* const value = values + (j / 2 * 8 + owner * 2 + j % 2) * LINE_V;
 #pragma unroll
-                    for (int e = 0; e < OF_THREAD; ++e)
-                        if (ELEMENT(e) < DIM_V) output[i][e] += w * keys[k * LINE + ELEMENT(e)];
+                    for (int i = 0; i < ROWS; ++i) add_value(output[i], from_lane(scores[i][j], lane / 4 * 4 + owner), value, lane);
                 }
             }
+#else
+            for (int k = 0; k < BK; ++k) {
+#pragma unroll
+                for (int i = 0; i < ROWS; ++i) add_value(output[i], weights[ROW(i) * LINE_P + k], values + k * LINE_V, tx);
+            }
+#endif
             continue;
         }
 #if DMMA
-#pragma unroll 2
-        for (int k = 0; k < BK; k += 4) {
-            R w[ROWS];
 #pragma unroll
-            for (int i = 0; i < ROWS; ++i) w[i] = weights[ROW(i) * LINE_P + k + lane % 4];
+        for (int k = 0; k < BK; k += 8) {
+            double w[ROWS][2];
 #pragma unroll
-            for (int n = 0; n < DIM_V / 8; ++n) {
-                const R v = keys[(k + lane % 4) * LINE + n * 8 + lane / 4];
+            for (int i = 0; i < ROWS; ++i) {
+                w[i][0] = scores[i][k / 4];
+                w[i][1] = scores[i][k / 4 + 1];
+            }
 #pragma unroll
-                for (int i = 0; i < ROWS; ++i) multiply(output[i][2 * n], output[i][2 * n + 1], w[i], v);
+            for (int d = 0; d < DIM_V; d += 16) {
+                // Of two keys, a column of this product and one of the next.
+                const double* const value = values + (k + lane % 4 * 2) * LINE_V + d + lane / 4 * 2;
+                const Wide v0 = *(const Wide*)value, v1 = *(const Wide*)(value + LINE_V);
+                const int e = d / 4;
+                multiply(output[0][e], output[0][e + 2], output[1][e], output[1][e + 2], w, v0.number[0], v1.number[0]);
+                multiply(output[0][e + 1], output[0][e + 3], output[1][e + 1], output[1][e + 3], w, v0.number[1], v1.number[1]);
             }
         }
 #else
@@ -354,7 +429,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Bo
 #pragma unroll
                 for (int e = 0; e < OF_THREAD; e += WIDE) {
                     if (DIM_V % (TX * WIDE) != 0 && ELEMENT(e) >= DIM_V) continue;
-                    const Wide v = *(const Wide*)(keys + (k + n) * LINE + ELEMENT(e));
+                    const Wide v = *(const Wide*)(values + (k + n) * LINE_V + ELEMENT(e));
 #pragma unroll
                     for (int i = 0; i < ROWS; ++i)
 #pragma unroll

@@ -8,14 +8,19 @@ use natten_core::geometry::Coverage;
 use natten_core::{DType, Error, OpRequest, PlanOptions, Precision, Problem, Result, Role};
 
 use crate::NAME;
+use crate::generic::{Generic, Tiled};
+use crate::hopper::{Hopper, Split};
+use crate::mma::Mma;
 use crate::target::Target;
 
 /// The environment variable that names the only family that may be taken.
 pub const FAMILY_VARIABLE: &str = "NATTEN_CUDA_FAMILY";
 
 /// Every family, in the order in which they are asked.
-static FAMILIES: &[&dyn Family] =
-    &[&crate::hopper::Hopper, &crate::hopper::Split, &crate::generic::Tiled, &crate::generic::Generic];
+static FAMILIES: &[&dyn Family] = &[&Hopper, &Split, &Mma, &Tiled, &Generic];
+
+/// And where windows are small.
+static FAMILIES_OF_SMALL_WINDOWS: &[&dyn Family] = &[&Mma, &Hopper, &Split, &Tiled, &Generic];
 
 /// Kernels of one kind.
 pub(crate) trait Family: Debug + Send + Sync {
@@ -80,6 +85,8 @@ pub(crate) enum Layout {
     /// element and all other strides on multiples of 16 bytes. A run whose tensors are not like this takes the next
     /// family that takes any.
     Tma,
+    /// As `Tma`, of the queries, keys, values and the output.
+    Aligned,
     /// As `Tma`, and a token's heads one behind the other in the tensors with maps: these fold heads and columns.
     TmaPacked,
 }
@@ -217,15 +224,20 @@ pub(crate) enum Swizzle {
 }
 
 impl Sequence {
-    /// Whether the sequence reads a tensor through a map.
+    /// Whether the sequence reads a tensor through a map, or in pieces of 16 bytes.
     pub(crate) fn maps(&self, role: Role) -> bool {
-        self.steps.iter().any(|step| {
-            match step {
+        self.steps.iter().any(|step| match step {
             Step::Launch(kernel) => kernel.arguments.iter().any(|argument| {
-                matches!(argument, Argument::TensorMap(spec) if spec.source == MapSource::Tensor(role))
+                let is_aligned = self.layout == Layout::Aligned;
+                match argument {
+                    Argument::TensorMap(spec) => spec.source == MapSource::Tensor(role),
+                    Argument::View(Role::Query | Role::Key | Role::Value) if is_aligned => {
+                        matches!(argument, Argument::View(read) if *read == role)
+                    }
+                    _ => false,
+                }
             }),
             Step::Zero { .. } => false,
-        }
         })
     }
 }
@@ -260,7 +272,8 @@ pub(crate) fn choose(
             format!("there are {}", names()),
         ));
     }
-    let families = FAMILIES.iter().filter(|family| {
+    let order = if crate::mma::is_for_small_windows(problem) { FAMILIES_OF_SMALL_WINDOWS } else { FAMILIES };
+    let families = order.iter().filter(|family| {
         forced.as_deref().is_none_or(|name| family.name() == name)
             && family.precisions().contains(&options.precision)
     });
@@ -273,9 +286,9 @@ pub(crate) fn choose(
                 let chosen = Chosen { family: family.name(), sequence };
                 match (first.take(), chosen.sequence.layout) {
                     (None, Layout::Any) => return Ok((chosen, None)),
-                    (None, Layout::Tma | Layout::TmaPacked) => first = Some(chosen),
+                    (None, Layout::Tma | Layout::Aligned | Layout::TmaPacked) => first = Some(chosen),
                     (Some(first), Layout::Any) => return Ok((first, Some(chosen))),
-                    (kept, Layout::Tma | Layout::TmaPacked) => first = kept,
+                    (kept, Layout::Tma | Layout::Aligned | Layout::TmaPacked) => first = kept,
                 }
             }
             Err(error @ Error::Unsupported { .. }) => why = error,

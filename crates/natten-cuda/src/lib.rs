@@ -11,14 +11,19 @@ mod compile;
 mod device;
 mod error;
 mod family;
+mod forward;
 mod generic;
 mod hopper;
 mod launch;
 mod matmul;
+mod mma;
+#[cfg(test)]
+mod on_host;
 mod plan;
 mod probe;
 mod queue;
 mod render;
+mod scores;
 mod target;
 mod tensor;
 

@@ -25,7 +25,7 @@ struct Placed {
 }
 
 /// Bytes that addresses are multiples of.
-const ALIGNMENT: usize = 32;
+pub(crate) const ALIGNMENT: usize = 32;
 
 /// Places every tensor of a kernel.
 ///

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use natten_core::{
-    Backend, DeviceInfo, DeviceKind, HostQueue, HostTensor, OpRequest, Pending, Plan, PlanOptions, Problem,
-    Queue, Result, Tensor, TensorSpec, ready,
+    Backend, DeviceInfo, DeviceKind, OpRequest, Pending, Plan, PlanOptions, Problem, Result, ready,
 };
 
 use crate::NAME;
@@ -60,21 +59,5 @@ impl Backend for NeuronBackend {
             .check_full_precision(self.device.backend)
             .and_then(|()| NeuronPlan::new(problem, request, options, &self.target, &self.device));
         ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))
-    }
-
-    fn queue(&self) -> Result<Arc<dyn Queue>> {
-        Ok(Arc::new(HostQueue))
-    }
-
-    fn empty(&self, spec: &TensorSpec) -> Result<Tensor> {
-        HostTensor::zeros_like(spec).map(Tensor::from)
-    }
-
-    fn upload(&self, _queue: &dyn Queue, host: HostTensor) -> Result<Tensor> {
-        Ok(host.into())
-    }
-
-    fn download<'a>(&'a self, _queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
-        ready(tensor.to_host())
     }
 }

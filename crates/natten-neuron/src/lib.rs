@@ -1,5 +1,5 @@
 //! AWS NeuronCore: attention as NKI kernels. A problem is lowered to the [`ir`], which is verified against the rules of
-//! the hardware ([`verify`]), placed in its memories ([`allocate`]), printed as NKI Python ([`print`]), and simulated
+//! the hardware ([`verify`]), placed in its memories ([`allocate`]), printed as NKI Python ([`mod@print`]), and simulated
 //! ([`sim`]): right to the rounding, and with the time that each engine spends. Nothing here needs the hardware.
 #![forbid(unsafe_code)]
 

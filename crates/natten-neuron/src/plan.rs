@@ -48,6 +48,12 @@ impl Compiled {
         let report = time(&launch.kernel, target, &allocation);
         Ok(Self { launch, allocation, report })
     }
+
+    /// The least and the most nanoseconds that it takes where the model of the machine guesses.
+    pub fn range(&self) -> [f64; 2] {
+        let time = |target: Target| time(&self.launch.kernel, &target, &self.allocation).nanoseconds;
+        self.report.target.extremes().map(time)
+    }
 }
 
 /// A prepared operation.
@@ -103,12 +109,13 @@ impl NeuronPlan {
         let is_fast = !is_empty && request.op == Op::Forward && softmax::suits(problem, &windows);
         let mut config = Vec::new();
         let fast = is_fast.then(|| fastest(problem, request, &windows, dtype, target)).flatten();
-        if let Some((choice, _)) = &fast {
+        if let Some(Fastest { choice, sections, .. }) = &fast {
+            config.push(("sections".to_owned(), sections.to_string()));
             config.push(("masks".to_owned(), choice.masks.name().to_owned()));
             config.push(("pipeline".to_owned(), format!("lag {}, delay {}", choice.lag, choice.delay)));
         }
         let kernels: Vec<Compiled> = match fast {
-            Some((_, kernel)) => vec![kernel],
+            Some(fast) => vec![fast.kernel],
             // Nothing to do: what has no batch axis is zero.
             None if is_empty => Vec::new(),
             None => program::lower(problem, request, &windows, &windows, dtype, false)?
@@ -147,7 +154,7 @@ impl NeuronPlan {
     /// The kernels as Python.
     pub fn print(&self, dialect: Dialect) -> String {
         let launches: Vec<&Launch> = self.kernels.iter().map(|kernel| &kernel.launch).collect();
-        module(&launches, dialect)
+        module(&self.problem, &self.request, &launches, dialect)
     }
 
     fn exact(&self) -> Result<&[Launch]> {
@@ -222,7 +229,14 @@ impl Plan for NeuronPlan {
 }
 
 /// Kernels of fewer instructions take so little time that the first choice will do, and of more so long to simulate.
-const CHOSEN: std::ops::Range<usize> = 300..20_000;
+const CHOSEN: std::ops::Range<usize> = 300..6_000;
+
+/// The fast forward pass as it was chosen.
+struct Fastest {
+    choice: Choice,
+    sections: usize,
+    kernel: Compiled,
+}
 
 /// The fast forward pass, in the way that takes the least simulated time.
 fn fastest(
@@ -231,15 +245,14 @@ fn fastest(
     windows: &Windows,
     dtype: Dtype,
     target: &Target,
-) -> Option<(Choice, Compiled)> {
-    let mut best: Option<(Choice, Compiled)> = None;
+) -> Option<Fastest> {
+    let mut best: Option<Fastest> = None;
     for choice in Choice::all() {
-        let launch = softmax::lower(problem, request, windows, choice, dtype);
-        let compiled = Compiled::new(launch, target).ok()?;
-        let is_last = !CHOSEN.contains(&compiled.launch.kernel.instructions());
-        let time = |compiled: &Compiled| compiled.report.nanoseconds;
-        if best.as_ref().is_none_or(|(_, best)| time(&compiled) < time(best)) {
-            best = Some((choice, compiled));
+        let (launch, sections) = softmax::lower(problem, request, windows, choice, dtype, target)?;
+        let kernel = Compiled::new(launch, target).ok()?;
+        let is_last = !CHOSEN.contains(&kernel.launch.kernel.instructions());
+        if best.as_ref().is_none_or(|best| kernel.report.nanoseconds < best.kernel.report.nanoseconds) {
+            best = Some(Fastest { choice, sections, kernel });
         }
         if is_last {
             break;

@@ -225,6 +225,8 @@ def main(module, directory):
 
     for name, result in printed.launch(tensors, run).items():
         np.asarray(result, np.float32).tofile(directory / f"{name}.out")
+    # The module's own comparison, with float64 and on numbers of its own.
+    printed.check(run)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,6 @@ pub(crate) struct WgpuPlan {
     problem: String,
 }
 
-/// The tensors of a run, and which of them are bound themselves where shaders take them packed.
-struct Given<'t> {
-    tensors: BTreeMap<Role, &'t Tensor>,
-    direct: BTreeSet<Role>,
-}
-
 /// The buffers of a run.
 #[derive(Debug)]
 struct Memory {
@@ -85,10 +79,8 @@ impl WgpuPlan {
         pipeline: &wgpu::ComputePipeline,
         run: &Run,
         part: Turn<'_>,
-        memory: &Memory,
-        given: &Given<'_>,
+        &OfRun { memory, tensors, ref direct }: &OfRun<'_>,
     ) -> Result<()> {
-        let Given { tensors, direct } = given;
         let mut entries = Vec::with_capacity(run.bindings.len());
         for (binding, what) in (0..).zip(&run.bindings) {
             let resource = match what {
@@ -135,16 +127,12 @@ impl WgpuPlan {
     /// else is in its buffer: that is read while it is written.
     fn direct(&self, tensors: &BTreeMap<Role, &Tensor>) -> Result<BTreeSet<Role>> {
         let mut direct = BTreeSet::new();
-        // What a part takes of a tensor does not lie by itself.
-        if self.sequence.steps.iter().any(|step| matches!(step, Step::Begin(_))) {
-            return Ok(direct);
-        }
         for packed in self.sequence.packed.iter().filter(|packed| packed.may_be_direct) {
             let tensor = bound(tensors, packed.role)?;
             let buffer = &memory_of(&self.gpu, packed.role.name(), tensor)?.buffer;
             let is_plain = tensor.offset() == 0
                 && tensor.strides() == natten_core::contiguous_strides(tensor.shape())
-                && buffer.size() >= packed.bytes();
+                && (packed.bytes()..=self.gpu.most_binding).contains(&buffer.size());
             let mut is_alone = true;
             if packed.role == Role::Output {
                 for (&role, other) in tensors.iter().filter(|(role, _)| **role != packed.role) {
@@ -229,6 +217,15 @@ impl WgpuPlan {
     }
 }
 
+/// What shaders bind in a run.
+#[derive(Debug)]
+struct OfRun<'a> {
+    memory: &'a Memory,
+    tensors: &'a BTreeMap<Role, &'a Tensor>,
+    /// The tensors that take the place of packed vectors.
+    direct: BTreeSet<Role>,
+}
+
 /// A part of the problem that has its turn: which, of those that there are, and what it takes; none of a problem that
 /// is not parted.
 #[derive(Clone, Copy, Debug)]
@@ -311,7 +308,7 @@ impl Plan for WgpuPlan {
         let tensors: BTreeMap<Role, &Tensor> =
             roles.zip(bindings.inputs.iter().copied().chain(outputs)).collect();
         self.write_parameters(memory, &tensors)?;
-        let given = Given { direct: self.direct(&tensors)?, tensors };
+        let of_run = OfRun { memory, tensors: &tensors, direct: self.direct(&tensors)? };
         let scope = self.gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         for (number, step, part) in self.turns() {
@@ -321,9 +318,9 @@ impl Plan for WgpuPlan {
                     encoder.clear_buffer(&memory.arena, at * element, Some(len * element));
                 }
                 // Nothing is copied where the tensor itself is bound.
-                (Step::Run(run), _) if run.copies().is_some_and(|role| given.direct.contains(&role)) => {}
+                (Step::Run(run), _) if run.copies().is_some_and(|role| of_run.direct.contains(&role)) => {}
                 (Step::Run(run), Some(pipeline)) => {
-                    self.record(&mut encoder, pipeline, run, part, memory, &given)?;
+                    self.record(&mut encoder, pipeline, run, part, &of_run)?;
                 }
                 _ => {}
             }

@@ -100,10 +100,6 @@ fn extents(text: &str) -> Result<Extents, String> {
 }
 
 impl AttentionArgs {
-    pub(super) const fn target(&self) -> Generation {
-        self.target
-    }
-
     fn neighborhood(&self) -> Result<Neighborhood> {
         let shape = &self.shape.0;
         let Some(kernel_size) = &self.kernel_size else {
@@ -260,7 +256,7 @@ impl SdArgs {
     }
 
     pub(super) fn print(&self, dialect: Dialect) -> Result<String> {
-        let kernel = self.attention()?.lower()?;
-        Ok(print::header(dialect).to_owned() + "\n\n" + &print::kernel(&kernel, dialect))
+        let (problem, request, launch) = self.attention()?.launch()?;
+        Ok(print::module(&problem, &request, &[&launch], dialect))
     }
 }

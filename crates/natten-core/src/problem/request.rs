@@ -62,6 +62,22 @@ impl Op {
         matches!(self, Self::ForwardJvp | Self::BackwardJvp | Self::QkJvp | Self::AvJvp)
     }
 
+    /// Whether the operation's results are gradients, or gradients' tangents.
+    pub const fn is_backward(self) -> bool {
+        matches!(self, Self::Backward | Self::BackwardJvp | Self::QkBackward | Self::AvBackward)
+    }
+
+    /// The result that the operation has for an input: its gradient, or that gradient's tangent; or for an output, where
+    /// it computes outputs: the output itself, or its tangent. `None` where there is no such role.
+    pub const fn result_of(self, role: Role) -> Option<Role> {
+        match self {
+            Self::BackwardJvp => role.second_gradient(),
+            Self::Backward | Self::QkBackward | Self::AvBackward => role.gradient(),
+            Self::ForwardJvp | Self::QkJvp | Self::AvJvp => role.tangent(),
+            Self::Forward | Self::Qk | Self::Av => Some(role),
+        }
+    }
+
     /// Whether this is of the unfused pair, `qk` and `av`, whose attention weights lie in memory.
     pub const fn is_unfused(self) -> bool {
         matches!(self, Self::Qk | Self::QkJvp | Self::QkBackward | Self::Av | Self::AvJvp | Self::AvBackward)

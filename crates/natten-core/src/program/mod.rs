@@ -28,6 +28,7 @@
 pub mod derive;
 pub mod expr;
 mod interval;
+mod involved;
 mod lower;
 pub mod numeric;
 pub mod online;
@@ -42,6 +43,7 @@ use std::fmt;
 
 pub use self::expr::{Binary, Buffer, Compare, Expr, Graph, Index, Node, Primal, Type, Unary, Var};
 pub use self::interval::*;
+pub use self::involved::Involved;
 pub use self::lower::{Given, GradStages, LoadGradient, Lowered, LoweredVector, Pushed, StageElement};
 pub use self::presets::{PRESETS, Preset};
 pub(crate) use self::row::depends_on_element;

@@ -23,15 +23,15 @@ use self::attention::Attention;
 use self::number::{Dual, Number};
 use self::tensors::{Inputs, Tensors};
 use crate::backend::{
-    Backend, Bindings, DeviceInfo, DeviceKind, HostQueue, Pending, Plan, PlanOptions, PlanReport, Queue,
-    Submission, Workspace, ready,
+    Backend, Bindings, DeviceInfo, DeviceKind, Pending, Plan, PlanOptions, PlanReport, Queue, Submission,
+    Workspace, ready,
 };
 use crate::cost::{Cost, coverage_of};
 use crate::error::{Error, Result};
 use crate::geometry::Tiles;
 use crate::problem::{Op, OpRequest, Problem, TensorSpec};
 use crate::role::Role;
-use crate::tensor::{HostTensor, Tensor};
+use crate::tensor::Tensor;
 
 /// The oracle's name among the backends.
 pub const NAME: &str = "reference";
@@ -74,22 +74,6 @@ impl Backend for ReferenceBackend {
             .check_full_precision(self.device.backend)
             .and_then(|()| ReferencePlan::new(problem, request, &self.device));
         ready(plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>))
-    }
-
-    fn queue(&self) -> Result<Arc<dyn Queue>> {
-        Ok(Arc::new(HostQueue))
-    }
-
-    fn empty(&self, spec: &TensorSpec) -> Result<Tensor> {
-        HostTensor::zeros_like(spec).map(Tensor::from)
-    }
-
-    fn upload(&self, _queue: &dyn Queue, host: HostTensor) -> Result<Tensor> {
-        Ok(host.into())
-    }
-
-    fn download<'a>(&'a self, _queue: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
-        ready(tensor.to_host())
     }
 }
 

@@ -8,6 +8,7 @@ use crate::DType;
 use crate::geometry::{Alignment, AxisParams, Neighborhood};
 use crate::problem::ProblemBuilder;
 use crate::program::{Capture, Program, ProgramBuilder};
+use crate::{HostQueue, HostTensor};
 
 type Numbers = BTreeMap<Role, Vec<f64>>;
 

@@ -15,7 +15,6 @@
 mod captures;
 mod code;
 mod columns;
-mod given;
 mod keys;
 mod numbers;
 mod operands;
@@ -29,7 +28,7 @@ mod zeros;
 
 use bytemuck::cast_slice_mut;
 use natten_core::geometry::Coverage;
-use natten_core::program::{Field, Program};
+use natten_core::program::{Field, Involved, Program};
 use natten_core::{DType, Error, Op, OpRequest, PlanOptions, Problem, Result, Role, coverage_of};
 
 use crate::NAME;
@@ -43,7 +42,6 @@ use crate::tiling::Pass;
 use crate::tokens::{Entries, Tokens};
 
 use self::code::{Context, SweepCode};
-use self::given::{Tangents, Wants};
 use self::operands::Operands;
 use self::passes::{Passes, Step};
 use self::scratch::ScratchSizes;
@@ -82,7 +80,7 @@ pub(crate) struct Programs {
     problem: Problem,
     request: OpRequest,
     crew: Crew,
-    wants: Wants,
+    wants: Involved,
     passes: Passes,
     mask: Option<Mask>,
     queries: Pass,
@@ -116,10 +114,13 @@ impl Programs {
         crew: Crew,
     ) -> Result<Self> {
         Self::supports(problem, request)?;
-        let tangents = Tangents::of(problem, request);
-        let wants = Wants::of(problem, request);
+        let tangents = Involved::tangents(problem, request);
+        let mut wants = Involved::wanted(problem, request);
+        // Gradients of what vector functions load are not the pairs' to give.
+        let of_pairs = problem.program().captures_of(&[Field::Score, Field::Row, Field::Post]);
+        wants.captures.retain(|n| of_pairs.contains(n));
         let has_cotangent =
-            problem.has_logsumexp() && request.gives(Role::GradLogsumexp) || tangents.grad_logsumexp;
+            problem.has_logsumexp() && request.gives(Role::GradLogsumexp) || tangents.logsumexp;
         let passes = Passes::new(problem, request.op, &tangents, &wants, has_cotangent)?;
         let context = |direction| Context {
             direction,
@@ -234,13 +235,8 @@ impl Programs {
         bias: &mut [f64],
     ) -> Operands<R> {
         let op = self.request.op;
-        let mut result = |role: Role| {
-            let role = match op {
-                Op::BackwardJvp => role.second_gradient(),
-                _ => role.gradient(),
-            };
-            role.and_then(|role| tensors.output(role)).map(Tokens::<R>::output)
-        };
+        let mut result =
+            |role: Role| op.result_of(role).and_then(|role| tensors.output(role)).map(Tokens::<R>::output);
         let grad_query = result(Role::Query);
         let grad_key = result(Role::Key);
         let grad_value = result(Role::Value);
@@ -412,7 +408,7 @@ fn unsupported(program: &Program, op: Op, field: Field, expr: natten_core::progr
 fn sizes(
     problem: &Problem,
     op: Op,
-    wants: &Wants,
+    wants: &Involved,
     lanes: usize,
     tilings: [&Pass; 2],
     passes: &Passes,

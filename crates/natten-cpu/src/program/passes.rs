@@ -9,12 +9,12 @@
 use std::collections::HashMap;
 
 use natten_core::program::{
-    Algorithm, Compare, Expr, GradStages, Graph, Lowered, Primal, Pushed, Reduce, StageElement, Unary, Var,
+    Algorithm, Compare, Expr, GradStages, Graph, Involved, Lowered, Primal, Pushed, Reduce, StageElement,
+    Unary, Var,
 };
 use natten_core::{Op, Problem, Result};
 
 use super::code::{Context, Reduction, Scatter, Sums, SweepCode, Vectors, Wanted};
-use super::given::{Tangents, Wants};
 use super::numbers::{Number, Numbers};
 use super::zeros;
 use crate::lanes::Direction;
@@ -115,8 +115,8 @@ impl Passes {
     pub(super) fn new(
         problem: &Problem,
         op: Op,
-        tangents: &Tangents,
-        wants: &Wants,
+        tangents: &Involved,
+        wants: &Involved,
         has_cotangent: bool,
     ) -> Result<Self> {
         Deriver::new(problem, op, tangents, wants, has_cotangent).derive()
@@ -131,8 +131,8 @@ impl Passes {
 struct Deriver<'a> {
     problem: &'a Problem,
     op: Op,
-    tangents: &'a Tangents,
-    wants: &'a Wants,
+    tangents: &'a Involved,
+    wants: &'a Involved,
     /// Whether the cotangent of the logsumexp is given.
     has_cotangent: bool,
     /// On the window's keys, and on the additional ones.
@@ -145,8 +145,8 @@ impl<'a> Deriver<'a> {
     fn new(
         problem: &'a Problem,
         op: Op,
-        tangents: &'a Tangents,
-        wants: &'a Wants,
+        tangents: &'a Involved,
+        wants: &'a Involved,
         has_cotangent: bool,
     ) -> Self {
         let sources: &[bool] = if problem.additional_tokens() > 0 { &[false, true] } else { &[false] };
@@ -171,6 +171,16 @@ impl<'a> Deriver<'a> {
         }
     }
 
+    /// Whether something is wanted of the walk with stationary queries.
+    const fn gives_to_queries(&self) -> bool {
+        self.wants.query || self.wants.rpb || !self.wants.captures.is_empty()
+    }
+
+    /// Whether something is wanted of the walk with stationary keys.
+    const fn gives_to_keys(&self) -> bool {
+        self.wants.key || self.wants.value || self.wants.additional_key || self.wants.additional_value
+    }
+
     fn is_backward(&self) -> bool {
         matches!(self.op, Op::Backward | Op::BackwardJvp)
     }
@@ -185,7 +195,7 @@ impl<'a> Deriver<'a> {
         let mut given = [None; 3];
         if self.is_backward() && self.has_cotangent {
             given[1] = Some(self.numbers.slot(Number::Var(Var::GradLogsumexp)));
-            if self.tangents.grad_logsumexp {
+            if self.tangents.logsumexp {
                 given[2] = Some(self.numbers.slot(Number::Var(Var::Tangent(Primal::GradLogsumexp))));
             }
         }
@@ -207,7 +217,7 @@ impl<'a> Deriver<'a> {
         if !keys.stored.is_empty() {
             self.steps.push(Step::Store);
         }
-        if self.is_backward() && self.wants.of_queries() {
+        if self.is_backward() && self.gives_to_queries() {
             let sweep =
                 self.sweep(|this, g, lowered, is_window| this.gradients_of_queries(g, lowered, is_window))?;
             self.steps.push(Step::Sweep(Box::new(sweep)));
@@ -306,7 +316,7 @@ impl<'a> Deriver<'a> {
             0 => [true, t.key, true, t.value],
             _ => [true, t.additional_key, true, t.additional_value],
         };
-        let queries = [true, t.query, true, t.grad_output];
+        let queries = [true, t.query, true, t.output];
         let (stationary, streamed) = match direction {
             Direction::Keys => (queries, keys),
             Direction::Queries => (keys, queries),
@@ -625,7 +635,7 @@ impl<'a> Deriver<'a> {
     fn keys(&mut self, lse_stages: &[usize]) -> Result<KeyPass> {
         let none =
             KeyPass { sweep: Sweep { codes: [None, None] }, stored: Vec::new(), lse_stages: Vec::new() };
-        if !self.is_backward() || !self.wants.of_keys() && !self.wants.of_additional() {
+        if !self.is_backward() || !self.gives_to_keys() {
             return Ok(none);
         }
         let wanted: Vec<Wanted> = self

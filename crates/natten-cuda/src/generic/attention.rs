@@ -3,12 +3,11 @@
 
 use natten_core::program::derive::depends_on;
 use natten_core::program::{
-    Algorithm, GradStages, LoadGradient, Lowered, Primal, Pushed, Reduce, StageElement, Var,
+    Algorithm, GradStages, Involved, LoadGradient, Lowered, Primal, Pushed, Reduce, StageElement, Var,
 };
 use natten_core::{Op, OpRequest, Problem, Result, Role};
 
 use super::functions::{Functions, Wanted, cotangents, determined, drop_zeros, of_row, stage_kind};
-use super::given::{Tangents, Wants, result};
 use super::tensors::{Place, Places, Vectors};
 use super::{Builder, pieces, text, tiles};
 use crate::family::Argument;
@@ -17,7 +16,7 @@ use crate::family::Argument;
 pub(super) struct Attention<'p> {
     problem: &'p Problem,
     op: Op,
-    pub(super) wants: Wants,
+    pub(super) wants: Involved,
     /// On the window's keys, and on additional ones.
     functions: Vec<Functions<'p>>,
     /// The stages that something depends on, and of those the ones that are swept for.
@@ -31,10 +30,15 @@ pub(super) struct Attention<'p> {
 impl<'p> Attention<'p> {
     /// The operation `request.op` on vectors that have been through the program's functions, of which `tangents` says
     /// which have tangents.
-    pub(super) fn new(problem: &'p Problem, request: &OpRequest, tangents: &Tangents, wants: Wants) -> Self {
+    pub(super) fn new(
+        problem: &'p Problem,
+        request: &OpRequest,
+        tangents: &Involved,
+        wants: Involved,
+    ) -> Self {
         let op = request.op;
         let has_cotangent =
-            problem.has_logsumexp() && request.gives(Role::GradLogsumexp) || tangents.grad_logsumexp;
+            problem.has_logsumexp() && request.gives(Role::GradLogsumexp) || tangents.logsumexp;
         let given = match op.is_forward_mode() {
             true => tangents.given(),
             false => Default::default(),
@@ -285,7 +289,7 @@ impl<'p> Attention<'p> {
 
     /// The gradients of the bias and of captured tensors.
     fn scatters(&self, builder: &mut Builder<'_>, places: &Places) -> Result<()> {
-        let result = |role: Role| result(self.op, role).unwrap_or(role);
+        let result = |role: Role| self.op.result_of(role).unwrap_or(role);
         if self.wants.rpb {
             self.scatter(builder, places, result(Role::Rpb), None, [false, true, false])?;
         }

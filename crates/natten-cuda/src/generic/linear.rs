@@ -1,11 +1,12 @@
 //! Linear attention in chunks of its recurrence: forward, backward, and the tangents of both, by the same text on numbers
 //! that carry tangents.
 
-use natten_core::program::{Buffer, Expr, Index, LoadGradient, LoweredVector, Node, Primal, Pushed, Var};
+use natten_core::program::{
+    Buffer, Expr, Index, Involved, LoadGradient, LoweredVector, Node, Primal, Pushed, Var,
+};
 use natten_core::{Error, Op, Result, Role};
 
 use super::functions::{Names, element};
-use super::given::{Tangents, Wants, result};
 use super::mods::put_input;
 use super::tensors::Places;
 use super::{Builder, pieces, text};
@@ -46,8 +47,8 @@ enum Pass {
 pub(super) fn build(
     builder: &mut Builder<'_>,
     places: &mut Places,
-    tangents: &Tangents,
-    wants: &Wants,
+    tangents: &Involved,
+    wants: &Involved,
 ) -> Result<()> {
     let (problem, op) = (builder.problem, builder.request.op);
     let Some(decay) = problem.program().decay() else {
@@ -236,7 +237,7 @@ impl Linear {
         &self,
         builder: &mut Builder<'_>,
         places: &Places,
-        wants: &Wants,
+        wants: &Involved,
         states_and_grads: [Argument; 2],
     ) -> Result<()> {
         let problem = builder.problem;
@@ -280,7 +281,7 @@ impl Linear {
         decays: Argument,
     ) -> Result<()> {
         let problem = builder.problem;
-        let role = result(builder.request.op, Role::Capture(capture)).unwrap_or(Role::Capture(capture));
+        let role = builder.request.op.result_of(Role::Capture(capture)).unwrap_or(Role::Capture(capture));
         builder.add_table(role);
         let is_second = builder.request.op == Op::BackwardJvp;
         let graph = &self.lowered.graph;

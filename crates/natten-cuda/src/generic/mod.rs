@@ -8,15 +8,12 @@
 
 mod attention;
 mod functions;
-mod given;
 mod linear;
 mod mods;
 mod pieces;
 mod sizes;
 mod tables;
 mod tensors;
-#[cfg(test)]
-mod tests;
 mod tiles;
 mod unfused;
 

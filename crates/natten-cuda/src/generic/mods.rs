@@ -3,13 +3,12 @@
 //! to those of the tensors and of what the functions load.
 
 use natten_core::program::{
-    Buffer, Expr, Field, Index, LoadGradient, LoweredVector, Node, Primal, Pushed, Var,
+    Buffer, Expr, Field, Index, Involved, LoadGradient, LoweredVector, Node, Primal, Pushed, Var,
 };
 use natten_core::{Op, Problem, Result, Role};
 
 use super::attention::Attention;
 use super::functions::{Names, element};
-use super::given::{Tangents, Wants, result};
 use super::linear;
 use super::tensors::{Place, Places, Vectors};
 use super::{Builder, text};
@@ -38,8 +37,8 @@ struct Stream {
 
 pub(super) fn build(builder: &mut Builder<'_>) -> Result<()> {
     let (problem, request) = (builder.problem, builder.request);
-    let tangents = Tangents::of(problem, request);
-    let wants = Wants::of(problem, request);
+    let tangents = Involved::tangents(problem, request);
+    let wants = Involved::wanted(problem, request);
     let mut places = Places::default();
     let mut streams = Vec::new();
     for (role, field, vectors) in OPERANDS.into_iter().filter(|(role, ..)| problem.has_input(*role)) {
@@ -90,7 +89,7 @@ pub(super) fn put_operand(builder: &Builder<'_>, places: &mut Places, role: Role
         return;
     }
     let suffix = if builder.request.op == Op::BackwardJvp { "_t" } else { "" };
-    if let (Some(gradient), Some(result)) = (role.gradient(), result(builder.request.op, role))
+    if let (Some(gradient), Some(result)) = (role.gradient(), builder.request.op.result_of(role))
         && let Some(place) = builder.bound(result)
     {
         places.put(format!("to_{}{suffix}", gradient.name()), place);
@@ -116,8 +115,8 @@ fn put_results(builder: &Builder<'_>, places: &mut Places) {
 impl Stream {
     fn new(
         builder: &Builder<'_>,
-        tangents: &Tangents,
-        wants: &Wants,
+        tangents: &Involved,
+        wants: &Involved,
         role: Role,
         field: Field,
         vectors: Vectors,
@@ -187,7 +186,7 @@ impl Stream {
 
     /// Whether something behind the gradients of the function's results is wanted.
     fn is_pulled(&self, builder: &Builder<'_>) -> bool {
-        let own = result(builder.request.op, self.role).and_then(|role| builder.bound(role));
+        let own = builder.request.op.result_of(self.role).and_then(|role| builder.bound(role));
         own.is_some() || !self.captures.is_empty()
     }
 
@@ -219,7 +218,7 @@ impl Stream {
             }
         }
         let Pushed { value, tangent } = self.lowered.gradient;
-        if let Some(place) = result(op, self.role).and_then(|role| builder.bound(role)) {
+        if let Some(place) = op.result_of(self.role).and_then(|role| builder.bound(role)) {
             own.put(if is_second { "to_x_t" } else { "to_x" }, place);
             self.launch(builder, &own, &[value, tangent])?;
         }
@@ -302,7 +301,7 @@ impl Stream {
             vec![Index::Head, Index::HeadKv]
         };
         let determined = [has(0, &[Index::Batch]), has(1, &heads), by_token && has(2, &[token])];
-        let role = result(builder.request.op, Role::Capture(capture)).unwrap_or(Role::Capture(capture));
+        let role = builder.request.op.result_of(Role::Capture(capture)).unwrap_or(Role::Capture(capture));
         super::pieces::launch(builder, source, "scatter_vectors", arguments, role, extents, determined);
         Ok(())
     }

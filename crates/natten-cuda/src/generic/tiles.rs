@@ -6,49 +6,81 @@ use super::{Builder, text};
 use crate::NAME;
 use crate::family::{Argument, Step};
 
-/// Queries of a box, and keys of a tile: the larger where shared memory has room for it.
-const SIDES: [u64; 2] = [64, 32];
+/// Queries of a box.
+const QUERIES: [u64; 2] = [64, 32];
 
 /// Shared memory that the kernel declares itself, at most.
 const OWN_BYTES: u64 = 2048;
 
-/// Bytes that rows of the tiles are padded by, and bytes of the tiles: queries, keys or values, weights.
-fn padding(builder: &Builder<'_>) -> u64 {
-    if is_on_tensor_cores(builder) { 32 } else { 16 }
+/// Blocks that a multiprocessor shall have room for, so that one computes while the other waits.
+const RESIDENT: u64 = 2;
+
+/// The sizes that the kernel is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    queries: u64,
+    keys: u64,
+    /// Whether the products run on the tensor cores of f64.
+    is_dmma: bool,
+    /// Whether keys and values have places of their own.
+    is_separate: bool,
 }
 
-/// Whether the products run on the tensor cores of f64, which this generation has, and in which the output of a warp fits
-/// registers.
-fn is_on_tensor_cores(builder: &Builder<'_>) -> bool {
-    let problem = builder.problem;
-    problem.dtype() == DType::F64
-        && matches!(builder.target.arch, (8, 0) | (9, 0))
-        && problem.head_dim_v() <= 64
-}
+impl Shape {
+    /// The largest shape that fits shared memory.
+    fn choose(builder: &Builder<'_>) -> Result<Self> {
+        let problem = builder.problem;
+        // The generations that have them, as long as a warp's output fits registers.
+        let is_dmma = problem.dtype() == DType::F64
+            && matches!(builder.target.arch, (8, 0) | (9, 0))
+            && problem.head_dim_v() <= 128;
+        let room = u64::from(builder.target.shared_bytes);
+        let shapes = QUERIES.into_iter().flat_map(|queries| {
+            // Scores and output share the registers.
+            let keys = if is_dmma && problem.head_dim_v() > 64 { 32 } else { queries };
+            let shared = Self { queries, keys, is_dmma, is_separate: false };
+            [Self { is_separate: true, ..shared }, shared]
+        });
+        let fits = |shape: &Self| {
+            let blocks = if shape.is_separate { RESIDENT } else { 1 };
+            let is_there = !shape.is_separate || shape.is_dmma;
+            is_there && blocks * (shape.shared_bytes(builder) + OWN_BYTES) <= room
+        };
+        let mut shapes = shapes.filter(fits);
+        shapes.next().ok_or_else(|| {
+            let what = format!("vectors of {} numbers", problem.head_dim().max(problem.head_dim_v()));
+            Error::unsupported(NAME, what, "tiles of them do not fit shared memory")
+        })
+    }
 
-fn shared_bytes(builder: &Builder<'_>, side: u64) -> u64 {
-    let problem = builder.problem;
-    let dim = problem.head_dim().max(problem.head_dim_v()).next_multiple_of(32) as u64;
-    let line = dim * builder.real() + padding(builder);
-    2 * side * line + side * (side * builder.real() + padding(builder))
-}
+    /// Bytes of the tiles: queries, keys and values, weights; with what rows are padded by.
+    fn shared_bytes(&self, builder: &Builder<'_>) -> u64 {
+        let (of_vector, of_value) = if self.is_dmma { (64, 16) } else { (16, 16) };
+        let line = |dim: usize, padding: u64| dim.next_multiple_of(32) as u64 * builder.real() + padding;
+        let query = line(builder.problem.head_dim(), of_vector);
+        let value = line(builder.problem.head_dim_v(), of_value);
+        let streamed = if self.is_separate { query + value } else { query.max(value) };
+        let weights = if self.is_dmma { 0 } else { self.queries * (self.keys * builder.real() + 16) };
+        self.queries * query + self.keys * streamed + weights
+    }
 
-/// The largest side that fits.
-fn side(builder: &Builder<'_>) -> Result<u64> {
-    let room = u64::from(builder.target.shared_bytes);
-    let fits = |side: &u64| shared_bytes(builder, *side) + OWN_BYTES <= room;
-    SIDES.into_iter().find(fits).ok_or_else(|| {
-        let what =
-            format!("vectors of {} numbers", builder.problem.head_dim().max(builder.problem.head_dim_v()));
-        Error::unsupported(NAME, what, "tiles of them do not fit shared memory")
-    })
+    /// Threads of a block.
+    fn threads(&self) -> u32 {
+        let threads = if self.is_dmma { self.queries * 2 } else { self.queries / 4 * (self.keys / 4) };
+        threads as u32
+    }
 }
 
 /// The defines of the kernel.
-pub(super) fn defines(builder: &Builder<'_>) -> Result<[(&'static str, String); 3]> {
-    let side = side(builder)?.to_string();
-    let dmma = i32::from(is_on_tensor_cores(builder)).to_string();
-    Ok([("BQ", side.clone()), ("BK", side), ("DMMA", dmma)])
+pub(super) fn defines(builder: &Builder<'_>) -> Result<[(&'static str, String); 4]> {
+    let shape = Shape::choose(builder)?;
+    let flag = |is: bool| i32::from(is).to_string();
+    Ok([
+        ("BQ", shape.queries.to_string()),
+        ("BK", shape.keys.to_string()),
+        ("DMMA", flag(shape.is_dmma)),
+        ("SEPARATE", flag(shape.is_separate)),
+    ])
 }
 
 /// Launches the kernel behind a source that has everything else.
@@ -62,18 +94,17 @@ pub(super) fn launch(
         let why = "its tiles are for row functions of one pass, and for their output";
         return Err(Error::unsupported(NAME, "this row function", why));
     }
-    let side = side(builder)?;
+    let shape = Shape::choose(builder)?;
     let axes = builder.problem.neighborhood().axes();
     let lengths = axes.each_ref().map(|axis| axis.query_len().div_ceil(axis.dilation()) as u64);
-    let extents = box_of(side, lengths);
+    let extents = box_of(shape.queries, lengths);
     let counts: [u64; 3] = std::array::from_fn(|a| lengths[a].div_ceil(extents[a]));
     let boxes: u64 = (0..3).map(|a| counts[a] * axes[a].dilation() as u64).product();
     let data = extents.into_iter().chain(counts).flat_map(|n| (n as i32).to_le_bytes()).collect();
     arguments.push(Argument::Bytes { data, align: 4 });
     let blocks = boxes * (builder.problem.batch() * builder.problem.heads()) as u64;
-    let threads = if is_on_tensor_cores(builder) { side * 2 } else { side / 4 * (side / 4) } as u32;
-    let bytes = shared_bytes(builder, side) as u32;
-    builder.launch_blocks(source + text::TILES, "tiles", blocks, threads, arguments);
+    let bytes = shape.shared_bytes(builder) as u32;
+    builder.launch_blocks(source + text::TILES, "tiles", blocks, shape.threads(), arguments);
     if let Some(Step::Launch(kernel)) = builder.steps.last_mut() {
         kernel.shared_bytes = bytes;
     }

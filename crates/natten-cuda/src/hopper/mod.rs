@@ -2,17 +2,15 @@
 //! module says which problems it serves, and turns one into constants, tensor maps and a launch; [`shape`] chooses the
 //! boxes, [`text`] writes the source.
 
-mod program;
 mod shape;
 mod split;
 #[cfg(test)]
 mod tests;
 mod text;
 
-use natten_core::geometry::{Alignment, MAX_RANK, Tiles};
-use natten_core::{DType, Error, Op, OpRequest, PlanOptions, Problem, Result, Role, coverage_of};
+use natten_core::geometry::{MAX_RANK, Tiles};
+use natten_core::{DType, Error, OpRequest, PlanOptions, Problem, Result, Role, coverage_of};
 
-use self::program::Functions;
 use self::shape::Shape;
 pub(crate) use self::split::Split;
 pub(crate) use self::text::wgmma_scores;
@@ -21,6 +19,8 @@ use crate::family::{
     Argument, Class, Family, Kernel, Layout, MapDim, MapSource, MapStride, Sequence, Step, Swizzle,
     TensorMapSpec,
 };
+use crate::forward::{self, ABSENT_VIEW};
+use crate::scores::Functions;
 use crate::target::Target;
 
 /// The family.
@@ -32,14 +32,8 @@ fn chunk(problem: &Problem) -> usize {
     if problem.head_dim().max(problem.head_dim_v()) <= 32 { 32 } else { 64 }
 }
 
-/// The longest vectors.
-const MAX_DIM: usize = 256;
-
 /// The largest dilation that the copy engine strides over.
 const MAX_DILATION: usize = 8;
-
-/// Bytes of an output that nobody wants: a view without memory.
-const ABSENT_VIEW: usize = 72;
 
 impl Family for Hopper {
     fn name(&self) -> &'static str {
@@ -80,41 +74,14 @@ impl Family for Hopper {
 
 /// Declines what the kernel does not compute.
 fn check(problem: &Problem, request: &OpRequest, target: &Target) -> Result<()> {
-    let decline = |what: String, why: &str| Err(Error::unsupported(NAME, what, why));
     if target.arch != (9, 0) {
-        return decline(target.name(), "the kernel is made of instructions of sm_90a");
+        return Err(Error::unsupported(NAME, target.name(), "the kernel is made of instructions of sm_90a"));
     }
-    if request.op != Op::Forward || !request.wants.contains(Role::Output) {
-        return decline(
-            request.op.name().to_owned(),
-            "the tensor-core kernel computes the output of a forward pass",
-        );
+    if problem.neighborhood().axes().iter().any(|axis| axis.dilation() > MAX_DILATION) {
+        let why = "the copy engine strides over at most 8 tokens";
+        return Err(Error::unsupported(NAME, "this dilation", why));
     }
-    for (name, dim) in [("head_dim", problem.head_dim()), ("head_dim_v", problem.head_dim_v())] {
-        if !dim.is_multiple_of(8) || dim > MAX_DIM {
-            return decline(
-                format!("{name} {dim}"),
-                "rows are multiples of 16 bytes, and at most 256 numbers long",
-            );
-        }
-    }
-    let axes = problem.neighborhood().axes();
-    if axes.iter().any(|axis| axis.dilation() > MAX_DILATION) {
-        return decline("this dilation".to_owned(), "the copy engine strides over at most 8 tokens");
-    }
-    let is_known = |alignment| matches!(alignment, None | Some(Alignment::TopLeft | Alignment::BottomRight));
-    if !axes.iter().all(|axis| is_known(axis.alignment())) {
-        return decline("this alignment".to_owned(), "the kernel knows top-left and bottom-right");
-    }
-    // Beyond the last token a box and its reach are counted too.
-    let most = (i32::MAX / 4) as usize;
-    let tokens = axes.iter().map(|axis| axis.query_len().max(axis.key_len()));
-    let rows = problem.batch().checked_mul(problem.heads());
-    let queries = tokens.clone().try_fold(rows.unwrap_or(usize::MAX), usize::checked_mul);
-    if problem.batch() == 0 || queries.is_none_or(|n| n > most) || problem.additional_tokens() > most {
-        return decline("as many queries".to_owned(), "the kernel counts its boxes in 32 bits");
-    }
-    Ok(())
+    forward::check(problem, request)
 }
 
 /// Whether head and column share an axis of the tensor maps, so that three token axes and the batch fit beside it. Planes

@@ -4,11 +4,12 @@
 use natten_core::geometry::{MAX_RANK, Tiles};
 use natten_core::{DType, Error, OpRequest, PlanOptions, Precision, Problem, Result, Role, coverage_of};
 
-use super::program::Functions;
 use super::shape::Shape;
-use super::{check, chunk, kernel, text};
+use super::{check, chunk, kernel};
 use crate::NAME;
 use crate::family::{Argument, Class, Family, Kernel, Layout, MapSource, Sequence, Step};
+use crate::forward::TYPES;
+use crate::scores::Functions;
 use crate::target::Target;
 
 /// The text of the kernel that splits.
@@ -123,10 +124,7 @@ fn splitting(
     }
     data.extend((extents.len() as i32).to_ne_bytes());
     Kernel {
-        source: format!(
-            "{}#define PLANES {planes}\n#define DIM {dim}\n#define WIDTH {width}\n{KERNEL}",
-            text::TYPES
-        ),
+        source: format!("{TYPES}#define PLANES {planes}\n#define DIM {dim}\n#define WIDTH {width}\n{KERNEL}"),
         entry: "split_rows",
         grid: [count.div_ceil(u64::from(BLOCK)), 1, 1],
         block: BLOCK,

@@ -1,14 +1,16 @@
 //! The source of the Hopper kernel: the problem's constants and the two wgmma instructions of its shapes, in front of the
 //! text that all problems share.
 
-use natten_core::geometry::{Alignment, Axis};
+use natten_core::geometry::MAX_RANK;
 use natten_core::{DType, Problem};
 
-use super::program::Functions;
 use super::shape::{self, Shape};
+use crate::forward;
+use crate::scores::Functions;
 
 /// The kernel, its parts in order.
 const KERNEL: &str = concat!(
+    include_str!("../../kernels/forward_common.cu"),
     include_str!("../../kernels/forward_sm90_boxes.cu"),
     include_str!("../../kernels/forward_sm90_instructions.cu"),
     include_str!("../../kernels/forward_sm90.cu"),
@@ -18,9 +20,6 @@ const KERNEL: &str = concat!(
 /// all blocks begin with the heaviest boxes.
 const SECTION: usize = 32;
 
-/// The integers' names.
-pub(super) const TYPES: &str = "typedef unsigned short u16;\ntypedef unsigned int u32;\ntypedef unsigned long long u64;\ntypedef long long i64;\n";
-
 /// The whole text.
 pub(super) fn source(
     problem: &Problem,
@@ -28,24 +27,15 @@ pub(super) fn source(
     functions: &Functions,
     writes_logsumexp: bool,
 ) -> String {
-    let mut text = TYPES.to_owned();
-    let mut define = |name: &str, value: String| text += &format!("#define {name} {value}\n");
     let is_uneven = problem.neighborhood().axes().iter().any(|axis| axis.alignment().is_some());
     let rows = problem.batch() * problem.heads();
-    let is_bf16 = problem.dtype() != DType::F16;
-    define("ELEMENT_BF16", i32::from(is_bf16).to_string());
+    let mut text = forward::constants(problem, functions, shape.query_tile(), shape.keys, writes_logsumexp);
+    let mut define = |name: &str, value: String| text += &format!("#define {name} {value}\n");
     define("PLANES", shape.planes.to_string());
     define("PROMOTE", i32::from(shape::promotes(problem, shape.planes)).to_string());
-    define("BATCH", problem.batch().to_string());
-    define("HEADS", problem.heads().to_string());
-    define("HEADS_KV", problem.heads_kv().to_string());
-    define("HEAD_DIM", problem.head_dim().to_string());
-    define("HEAD_DIM_V", problem.head_dim_v().to_string());
-    for (a, axis) in problem.neighborhood().axes().iter().enumerate() {
-        define(&format!("AXIS{a}"), axis_text(axis));
+    for a in 0..MAX_RANK {
         define(&format!("SUB{a}"), shape.sub[a].to_string());
         define(&format!("GROUPS{a}"), shape.groups[a].to_string());
-        define(&format!("KEYS{a}"), shape.keys[a].to_string());
     }
     define("BOX_KEYS", shape.box_keys().to_string());
     define("RING", shape.ring.to_string());
@@ -55,37 +45,15 @@ pub(super) fn source(
     define("FOLD_HEADS", i32::from(super::folds_heads(problem, shape.planes)).to_string());
     define("SECTION", if is_uneven { SECTION.min(rows) } else { 1 }.to_string());
     define("REVERSE", i32::from(is_uneven).to_string());
-    // Through f32 and exactly: the shortest decimal that is this number.
-    define("SCALE", format!("({:e}f)", problem.scale() as f32));
     define("PING_PONG", i32::from(shape.warpgroups() > 1).to_string());
-    define("WRITE_LOGSUMEXP", i32::from(writes_logsumexp).to_string());
     define("BLOCKS", shape.blocks.to_string());
-    define("PROGRAM", i32::from(functions.is_there).to_string());
-    define("EXTRA_PARAMETERS", functions.parameters.clone());
-    define("EXTRA_ARGUMENTS", functions.names.clone());
     let (producer, consumer) = shape.registers();
     define("PRODUCER_REGISTERS", producer.to_string());
     define("CONSUMER_REGISTERS", consumer.to_string());
-    let element = if is_bf16 { "bf16" } else { "f16" };
-    text += &functions.text;
+    let element = if problem.dtype() == DType::F16 { "f16" } else { "bf16" };
     text += &wgmma_scores(shape.box_keys(), element);
     text += &wgmma_values(problem.head_dim_v(), element);
     text + KERNEL
-}
-
-/// The arguments of the kernel's `Axis`: queries, keys, kind, window, stride, dilation.
-fn axis_text(axis: &Axis) -> String {
-    let (queries, keys) = (axis.query_len(), axis.key_len());
-    match (axis.params(), axis.alignment()) {
-        (Some(p), _) => {
-            let kind = if p.is_causal { "CAUSAL_WINDOW" } else { "WINDOW" };
-            format!("{queries}, {keys}, {kind}, {}, {}, {}", p.kernel_size, p.stride, p.dilation)
-        }
-        (None, Some(Alignment::TopLeft)) => format!("{queries}, {keys}, CAUSAL_TOP_LEFT, 1, 1, 1"),
-        // The family takes no other alignment.
-        (None, Some(_)) => format!("{queries}, {keys}, CAUSAL_BOTTOM_RIGHT, 1, 1, 1"),
-        (None, None) => format!("{queries}, {keys}, EVERYTHING, 1, 1, 1"),
-    }
 }
 
 /// Scores of 64 queries and `keys` keys, both in shared memory.

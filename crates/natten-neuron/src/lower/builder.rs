@@ -1,5 +1,6 @@
 //! Writes kernels: declares tensors, appends instructions, and makes loops of what repeats.
 
+use crate::allocate::ALIGNMENT;
 use crate::dtype::Dtype;
 use crate::ir::{
     Affine, Alu, Engine, Function, Instr, Kernel, Op, Operand, Space, Stmt, Tensor, TensorId, View,
@@ -51,6 +52,12 @@ impl Builder {
         self.tensors[id.0].shape = shape.to_vec();
     }
 
+    /// Bytes a partition of all tensors in SBUF: no allocation takes more.
+    pub fn sbuf_bytes(&self) -> usize {
+        let tensors = self.tensors.iter().filter(|tensor| tensor.space == Space::Sbuf);
+        tensors.map(|tensor| tensor.free_bytes().next_multiple_of(ALIGNMENT)).sum()
+    }
+
     /// The tensor of a number.
     pub fn get(&self, id: TensorId) -> &Tensor {
         &self.tensors[id.0]
@@ -84,7 +91,7 @@ impl Builder {
     /// A DMA, started by the sync engine where it loads, by GpSimd where it stores.
     pub fn dma(&mut self, dst: View, src: View) {
         let stores = self.get(dst.tensor).space == Space::Output;
-        self.push(if stores { Engine::GpSimd } else { Engine::Sync }, Op::DmaCopy { dst, src });
+        self.push(if stores { Engine::Sync } else { Engine::GpSimd }, Op::DmaCopy { dst, src });
     }
 
     /// A matrix product.

@@ -3,9 +3,11 @@
 //! [S, d] with S a multiple of 128 and d at most 128, keep the whole score strip of 128 queries in SBUF, and divide at
 //! the end. They are here to be measured against; [`softmax`](super::softmax) is faster.
 
-use natten_core::{Error, Result};
+use natten_core::geometry::{Alignment, Neighborhood};
+use natten_core::{DType, Error, OpRequest, Problem, Result, Role};
 
 use super::builder::Builder;
+use super::launch::{Launch, Sink, Source};
 use super::reroll::reroll;
 use crate::dtype::Dtype;
 use crate::ir::{Alu, Engine, Function, Kernel, Op, Operand, PARTITIONS, Space, TensorId, View};
@@ -48,6 +50,42 @@ pub struct SdAttention {
 }
 
 impl SdAttention {
+    /// Absolute and relative tolerance of a comparison with plain attention: `np.allclose(atol=1e-5, rtol=1e-3)`, as the
+    /// tutorial's script has it, where the tensors are f32 and a rounding of operands to bf16 averages out, since every
+    /// query sees every key. It does not over the few keys that the first queries of a causal row see, and tensors of 16
+    /// bits are rounded themselves: there 1e-2, as AWS's unit tests have it.
+    pub const fn tolerance(&self) -> (f64, f64) {
+        let averages = !self.causal || !self.mixed_precision;
+        if self.dtype.size() == 4 && averages { (1e-5, 1e-3) } else { (1e-2, 1e-2) }
+    }
+
+    /// What it computes, as a problem of one head.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for extents that no problem has.
+    pub fn problem(&self) -> Result<Problem> {
+        let dtype = match self.dtype {
+            Dtype::Bf16 => DType::Bf16,
+            Dtype::F16 => DType::F16,
+            _ => DType::F32,
+        };
+        let causal = self.causal.then_some(Alignment::TopLeft);
+        let problem = Problem::builder(Neighborhood::full(self.len, self.len, causal)?, dtype);
+        problem.head_dim(self.dim).scale(Some(f64::from(SCALE))).build()
+    }
+
+    /// The operation and the kernel with its inputs and outputs.
+    ///
+    /// # Errors
+    /// Those of [`lower`](Self::lower).
+    pub fn launch(&self) -> Result<(Problem, OpRequest, Launch)> {
+        let kernel = self.lower()?;
+        let problem = self.problem()?;
+        let request = OpRequest::forward(&problem).wanting([Role::Output]);
+        let sources = [Role::Query, Role::Key, Role::Value].map(Source::Role).into();
+        Ok((problem, request, Launch { kernel, sources, sinks: vec![Sink::Role(Role::Output)] }))
+    }
+
     /// Lowers the kernel.
     ///
     /// # Errors
@@ -119,8 +157,8 @@ impl Sd {
         let SdAttention { len, dim, dtype, mixed_precision, .. } = args;
         let of_products = if mixed_precision { Dtype::Bf16 } else { dtype };
         let mut b = Builder::new("sd_attention");
-        let inputs = ["q", "k", "v"].map(|name| b.tensor(name, Space::Input, &[len, dim], dtype));
-        let output = b.tensor("out", Space::Output, &[len, dim], dtype);
+        let inputs = ["query", "key", "value"].map(|name| b.tensor(name, Space::Input, &[len, dim], dtype));
+        let output = b.tensor("output", Space::Output, &[len, dim], dtype);
         let tiles = len / PARTITIONS;
         let pair = |b: &mut Builder, name: &str, shape: &[usize], dtype| {
             [0, 1].map(|turn| b.sbuf(format!("{name}{turn}"), shape, dtype))

@@ -152,6 +152,14 @@ impl Windows {
         (0..self.tiles.query_boxes()).map(|index| self.tiles.query_box(index))
     }
 
+    /// Every query box, those that follow each other along the first axis one after the other: their windows overlap
+    /// in whole chunks, where chunks are whole rows.
+    pub fn query_boxes_by_columns(&self) -> Vec<TileBox> {
+        let mut boxes: Vec<TileBox> = self.query_boxes().collect();
+        boxes.sort_by_key(|tile| (tile.group, tile.start[2], tile.start[1], tile.start[0]));
+        boxes
+    }
+
     /// The keys that a query box visits, in blocks of at most `columns` columns.
     pub fn blocks(&self, queries: &TileBox, columns: usize) -> Vec<Block> {
         let chunks = self.tiles.keys_of(queries).map(|(keys, class)| (Tokens::Box(keys), class));

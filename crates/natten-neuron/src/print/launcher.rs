@@ -83,7 +83,7 @@ fn runs(numbers: &[f32]) -> String {
 }
 
 /// Places as sums of runs of equal steps.
-fn steps(places: &[u32]) -> String {
+pub(super) fn steps(places: &[u32]) -> String {
     let mut values: Vec<i64> = Vec::new();
     let mut counts: Vec<usize> = Vec::new();
     let mut before = 0;

@@ -4,8 +4,11 @@
 mod launcher;
 mod legacy;
 mod nki;
+mod reference;
 
 use std::fmt::Write;
+
+use natten_core::{OpRequest, Problem};
 
 pub use self::launcher::launcher;
 
@@ -22,9 +25,10 @@ pub enum Dialect {
     Legacy,
 }
 
-/// A module with the kernels of a plan, and with how they are launched.
-pub fn module(launches: &[&Launch], dialect: Dialect) -> String {
-    let mut text = header(dialect).to_owned();
+/// A module with the kernels of an operation; in the newer spelling also with how they are launched, `launch`, and
+/// with what they are compared with, `attention` and `check`.
+pub fn module(problem: &Problem, request: &OpRequest, launches: &[&Launch], dialect: Dialect) -> String {
+    let mut text = String::new();
     for launch in launches {
         text += "\n\n";
         text += &kernel(&launch.kernel, dialect);
@@ -32,8 +36,11 @@ pub fn module(launches: &[&Launch], dialect: Dialect) -> String {
     if dialect == Dialect::Nki {
         text += "\n\n";
         text += &launcher(launches);
+        text += "\n\n";
+        text += &reference::reference(problem, request);
     }
-    text
+    let math = if text.contains("math.") { "import math\n\n" } else { "" };
+    math.to_owned() + header(dialect) + &text
 }
 
 /// The imports of a module.

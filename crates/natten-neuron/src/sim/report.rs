@@ -110,6 +110,30 @@ impl Report {
         }
     }
 
+    /// The report of this kernel and of another that runs behind it.
+    #[must_use]
+    pub fn followed_by(mut self, next: &Self) -> Self {
+        let shift = self.nanoseconds;
+        let events = next.events.iter();
+        self.events.extend(events.map(|event| Event {
+            start: event.start + shift,
+            end: event.end + shift,
+            ..*event
+        }));
+        for (all, usage) in self.usage.iter_mut().zip(&next.usage) {
+            all.busy += usage.busy;
+            all.dependency += usage.dependency;
+            all.dma += usage.dma;
+            all.port += usage.port;
+            all.instructions += usage.instructions;
+        }
+        self.nanoseconds += next.nanoseconds;
+        self.hbm_bytes += next.hbm_bytes;
+        self.sbuf_peak = self.sbuf_peak.max(next.sbuf_peak);
+        self.psum_peak = self.psum_peak.max(next.psum_peak);
+        self
+    }
+
     fn at(lane: Lane) -> usize {
         match lane {
             Lane::Engine(engine) => engine as usize,

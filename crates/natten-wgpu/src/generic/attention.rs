@@ -7,7 +7,6 @@ use natten_core::program::{Given, GradStages, Lowered, Reduce};
 use natten_core::{Op, Result, Role};
 
 use super::functions::{Functions, cotangents, drop_zeros, of_row};
-use super::given::result;
 use super::{Builder, OPERANDS};
 use crate::family::Choice;
 use crate::sequence::Step;
@@ -52,7 +51,7 @@ impl Builder<'_> {
         if is_backward {
             self.place_gradients();
         }
-        let given = if op.is_forward_mode() { self.tangents.given(self.request) } else { Given::default() };
+        let given = if op.is_forward_mode() { self.tangents.given() } else { Given::default() };
         let has_cotangent =
             self.request.gives(Role::GradLogsumexp) || self.request.gives(Role::TangentGradLogsumexp);
         let kinds = if self.problem.additional_tokens() > 0 { 2 } else { 1 };
@@ -172,7 +171,7 @@ impl Builder<'_> {
         roles.dedup();
         for role in roles {
             let at = self.reserve(self.len(role));
-            if let Some(of) = result(op, role).filter(|_| is_result) {
+            if let Some(of) = op.result_of(role).filter(|_| is_result) {
                 self.results.insert(of, at);
             }
         }

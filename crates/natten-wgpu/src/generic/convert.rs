@@ -67,7 +67,7 @@ pub(crate) fn pack(spec: &TensorSpec, packed: &Packed, first: u64, target: &Targ
                 .value("NUMBER", "u32")
                 .value("WIDEN", "from_half")
                 .value("NARROW", "to_half");
-            (fill.apply(CONVERT), spec.len() as u64 + 1)
+            (fill.apply(CONVERT), spec.len() as u64)
         }
     };
     Run {

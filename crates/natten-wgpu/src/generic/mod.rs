@@ -6,7 +6,6 @@ mod attention;
 mod boxed;
 pub(crate) mod convert;
 mod functions;
-mod given;
 mod linear;
 mod loops;
 mod parts;
@@ -18,10 +17,10 @@ mod windows;
 
 use std::collections::BTreeMap;
 
+use natten_core::program::Involved;
 use natten_core::{Error, OpRequest, PlanOptions, Problem, Result, Role, TensorSpec, padded_tile};
 
 use self::functions::Names;
-use self::given::Operands;
 use self::regions::{Captures, Regions};
 use self::tables::Tables;
 use crate::NAME;
@@ -93,8 +92,8 @@ struct Builder<'p> {
     integers: u64,
     regions: Regions,
     captures: Captures,
-    tangents: Operands,
-    wanted: Operands,
+    tangents: Involved,
+    wanted: Involved,
     /// Where results lie when everything is done.
     results: BTreeMap<Role, u64>,
     tables: Tables,
@@ -111,7 +110,7 @@ struct Builder<'p> {
 struct Operand {
     names: [&'static str; 2],
     roles: [Role; 2],
-    has_tangent: fn(&Operands) -> bool,
+    has_tangent: fn(&Involved) -> bool,
 }
 
 const OPERANDS: [Operand; 3] = [
@@ -119,6 +118,13 @@ const OPERANDS: [Operand; 3] = [
     Operand { names: ["K", "KT"], roles: [Role::Key, Role::AdditionalKey], has_tangent: |t| t.key },
     Operand { names: ["V", "VT"], roles: [Role::Value, Role::AdditionalValue], has_tangent: |t| t.value },
 ];
+
+/// Additional vectors lie behind those of the grid: what is of one is of both.
+fn joined(mut involved: Involved) -> Involved {
+    involved.key |= involved.additional_key;
+    involved.value |= involved.additional_value;
+    involved
+}
 
 /// The other inputs, by their names in templates.
 const OTHERS: [(&str, Role); 14] = [
@@ -157,8 +163,8 @@ impl<'p> Builder<'p> {
             integers: 0,
             regions: Regions::default(),
             captures: Captures::default(),
-            tangents: Operands::tangents(problem, request),
-            wanted: Operands::wanted(problem, request),
+            tangents: joined(Involved::tangents(problem, request)),
+            wanted: joined(Involved::wanted(problem, request)),
             results: BTreeMap::new(),
             tables: Tables::default(),
             replaced: [None; 3],

@@ -8,7 +8,7 @@ use natten_core::{Error, OpRequest, PlanOptions, Problem, Result, Role};
 
 use super::{First, piece};
 use crate::NAME;
-use crate::sequence::{Cut, Part, Sequence, Step};
+use crate::sequence::{Cut, Packed, Part, Sequence, Step};
 use crate::target::Target;
 
 /// What an operation does, in one piece where that fits the device, or else in as few parts as do.
@@ -22,8 +22,9 @@ pub(crate) fn sequence(
     target: &Target,
 ) -> Result<Sequence> {
     let whole = piece(problem, request, options, target, First::default())?;
-    let bytes = whole.arena * whole.element;
-    let Err(too_large) = target.check_binding("the arena", bytes) else { return Ok(whole) };
+    let Err(too_large) = check_bindings(&whole, target) else { return Ok(whole) };
+    let packed = whole.packed.iter().map(Packed::bytes);
+    let bytes = packed.fold(whole.arena * whole.element, u64::max);
     let (batch, heads_kv) = (problem.batch(), problem.heads_kv());
     let pieces_of = |batches: usize, heads: usize| {
         let all = |of: usize, len: usize| (0..of).step_by(len).map(move |n| n..(n + len).min(of));
@@ -45,12 +46,19 @@ pub(crate) fn sequence(
         last = lengths;
         let part = part_of(problem, 0..lengths.0, 0..lengths.1)?;
         let first = piece(&part, request, options, target, First::default())?;
-        if target.check_binding("the arena", first.arena * first.element).is_ok() {
+        if check_bindings(&first, target).is_ok() {
             check_sums(problem, request)?;
             return join(problem, request, options, target, whole, &pieces_of(lengths.0, lengths.1));
         }
     }
     Err(too_large)
+}
+
+/// That the device can bind what shaders compute in.
+fn check_bindings(sequence: &Sequence, target: &Target) -> Result<()> {
+    target.check_binding("the arena", sequence.arena * sequence.element)?;
+    let mut packed = sequence.packed.iter();
+    packed.try_for_each(|packed| target.check_binding(&format!("the packed {}", packed.role), packed.bytes()))
 }
 
 /// Whether a result that is wanted is a sum over batch entries, of each head.
@@ -104,12 +112,13 @@ fn join(
             joined.tensors.iter().map(|spec| (spec.role, cuts(problem, &part, batch, heads, spec.role)));
         joined.steps.push(Step::Begin(Part(cuts.collect::<BTreeMap<_, _>>())));
         joined.steps.extend(sequence.steps);
-        // No part is larger than the first.
-        if joined.packed.is_empty() {
-            joined.packed = sequence.packed;
-        }
         joined.arena = joined.arena.max(sequence.arena);
         joined.integers = joined.integers.max(sequence.integers);
+        // A tensor is not its part, and takes no place of packed vectors. The first part is the largest.
+        let packed = sequence.packed.into_iter().map(|packed| Packed { may_be_direct: false, ..packed });
+        if joined.packed.is_empty() {
+            joined.packed.extend(packed);
+        }
         (joined.family, joined.tiles) = (sequence.family, sequence.tiles);
     }
     Ok(joined)

@@ -2,9 +2,9 @@
 
 mod boxes;
 
-use natten_core::ProblemBuilder;
 use natten_core::geometry::{AxisParams, Neighborhood};
 use natten_core::program::Program;
+use natten_core::{Op, ProblemBuilder};
 
 use super::*;
 

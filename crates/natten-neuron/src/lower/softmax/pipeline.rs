@@ -1,10 +1,14 @@
 //! The order in which the tiles of the fast forward pass go through the engines.
 
+use natten_core::Problem;
 use natten_core::geometry::TileBox;
 
+use super::memory::Memory;
+use super::resident::Owner;
 use super::{Masks, TRANSPOSED};
+use crate::ir::MOVING_MAX;
 use crate::lower::layout::Tokens;
-use crate::lower::windows::Block;
+use crate::lower::windows::{Block, Windows};
 
 /// What the planner chooses among.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,25 +25,94 @@ impl Choice {
     /// What is tried. The first is right for most.
     pub fn all() -> impl Iterator<Item = Self> {
         let masks = Masks::ALL.into_iter();
-        masks.flat_map(|masks| [(2, 3), (1, 2), (2, 4)].map(|(lag, delay)| Self { masks, lag, delay }))
+        masks
+            .flat_map(|masks| [(2, 4), (2, 3), (1, 2), (3, 3)].map(|(lag, delay)| Self { masks, lag, delay }))
     }
 }
 
-/// One query tile of one head.
+/// One query tile of one head, and a section of its keys.
 pub(super) struct Tile {
     pub(super) batch: usize,
     pub(super) head: usize,
     pub(super) queries: TileBox,
     pub(super) blocks: Vec<Block>,
     pub(super) number: usize,
+    /// The number of the head among those of all batch entries.
     pub(super) head_number: usize,
+    /// The number of the section, and how many there are.
+    pub(super) section: usize,
+    pub(super) sections: usize,
+    /// Where the numbers of its queries wait from section to section.
+    pub(super) slot: usize,
     /// Chunks with their columns in the strip, in sets that are transposed into one bank: of equal length.
     pub(super) sets: Vec<Vec<(usize, Tokens)>>,
     /// The number of the first set among those of all tiles.
     pub(super) first_set: usize,
 }
 
+/// Every tile in the order that they are worked at: of queries that share their keys, section by section.
+pub(super) fn tiles(problem: &Problem, windows: &Windows, memory: &Memory) -> Vec<Tile> {
+    let boxes = windows.query_boxes_by_columns();
+    let mut tiles: Vec<Tile> = Vec::new();
+    for head_number in 0..problem.batch() * problem.heads() {
+        for shared in boxes.chunks(memory.sharing) {
+            let sections: Vec<Vec<Vec<Block>>> = shared
+                .iter()
+                .map(|queries| in_sections(windows.blocks(queries, MOVING_MAX), memory))
+                .collect();
+            for section in 0..sections.iter().map(Vec::len).max().unwrap_or(0) {
+                for (slot, (queries, parts)) in shared.iter().zip(&sections).enumerate() {
+                    let Some(blocks) = parts.get(section) else { continue };
+                    let first_set = tiles.last().map_or(0, |tile| tile.first_set + tile.sets.len());
+                    tiles.push(Tile {
+                        batch: head_number / problem.heads(),
+                        head: head_number % problem.heads(),
+                        queries: *queries,
+                        blocks: blocks.clone(),
+                        number: tiles.len(),
+                        head_number,
+                        section,
+                        sections: parts.len(),
+                        slot,
+                        sets: sets(queries.volume(), blocks),
+                        first_set,
+                    });
+                }
+            }
+        }
+    }
+    tiles
+}
+
+/// Blocks in sections of no more columns than there is room for.
+fn in_sections(blocks: Vec<Block>, memory: &Memory) -> Vec<Vec<Block>> {
+    let mut sections: Vec<Vec<Block>> = Vec::new();
+    for block in blocks {
+        match sections.last_mut() {
+            Some(section) if columns_of(section) + block.len() <= memory.section => section.push(block),
+            _ => sections.push(vec![block]),
+        }
+    }
+    sections
+}
+
 impl Tile {
+    /// Whose queries they are.
+    pub(super) const fn query_owner(&self) -> Owner {
+        Owner { batch: self.batch, head: self.head, number: self.head_number }
+    }
+
+    /// Whose keys they see.
+    pub(super) const fn key_owner(&self, problem: &Problem) -> Owner {
+        let head = self.head / problem.heads_per_kv();
+        Owner { batch: self.batch, head, number: self.batch * problem.heads_kv() + head }
+    }
+
+    /// Whether no section comes after it.
+    pub(super) const fn is_last(&self) -> bool {
+        self.section + 1 == self.sections
+    }
+
     pub(super) fn rows(&self) -> usize {
         self.queries.volume()
     }
@@ -87,6 +160,7 @@ pub(super) enum Stage {
     Weigh,
     Transpose,
     Multiply,
+    Log,
 }
 
 /// The steps of all tiles in the order of their instructions, each with the tile whose scores are computed then. `turns`
@@ -94,8 +168,8 @@ pub(super) enum Stage {
 ///
 /// A tile takes as many steps as it has blocks or sets. Weights come `lag` steps after the last score, so that scores
 /// are always ahead and the vector engine has its turn at PSUM while the scalar engine takes exponentials. Transposes
-/// follow a step behind; products some more, lest the next scores wait on the tensor engine for weights on their way. Where tiles differ in length, a tile waits until the one whose buffers
-/// it takes has been read.
+/// follow a step behind; products some more, lest the next scores wait on the tensor engine for weights on their way.
+/// Where tiles differ in length, a tile waits until the one whose buffers it takes has been read.
 pub(super) fn steps(tiles: &[Tile], turns: usize, choice: Choice) -> Vec<(usize, Stage, usize, usize)> {
     let widths = |tile: &Tile| tile.blocks.iter().map(Block::len).collect::<Vec<_>>();
     let mut steps = Vec::new();
@@ -129,7 +203,7 @@ pub(super) fn steps(tiles: &[Tile], turns: usize, choice: Choice) -> Vec<(usize,
         let sets = || ready.iter().enumerate();
         steps.extend(sets().map(|(part, ready)| (later + ready + 1, Stage::Transpose, at, part)));
         steps.extend(sets().map(|(part, ready)| (later + ready + choice.delay, Stage::Multiply, at, part)));
-        steps.push((later + length + choice.delay, Stage::Write, at, 0));
+        steps.extend([Stage::Write, Stage::Log].map(|stage| (later + length + choice.delay, stage, at, 0)));
     }
     steps.sort_unstable();
     steps

@@ -1,10 +1,11 @@
-// Runs one kernel on the host, as one thread: the kernels' loops over units then take all of them. The first argument is
-// the file that holds all memory, mapped, so that results stay there; the second holds the kernel's parameters, in which
-// pointers are offsets into that memory.
+// Runs one kernel on the host: in blocks of threads where THREADS_OF_BLOCK says how many, otherwise as one thread, in which
+// the kernels' loops over units take all of them. The first argument is the file that holds all memory, mapped, so that
+// results stay there; the second holds the kernel's parameters, in which pointers are offsets into that memory; the third
+// is the number of blocks.
 
 #include <fcntl.h>
 #include <math.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -14,10 +15,16 @@
 #define __forceinline__ inline
 #define __noinline__
 #define __global__
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
 
+#ifdef THREADS_OF_BLOCK
+#include "block.h"
+#else
 struct Three { unsigned x; };
 static const Three threadIdx = {0}, blockIdx = {0}, blockDim = {1}, gridDim = {1};
+template <class Kernel> void run_blocks(unsigned, Kernel kernel) { kernel(); }
+#endif
 
 #include KERNEL
 
@@ -33,7 +40,7 @@ template <class T> struct Parameter {
 template <class T> struct Parameter<T*> {
     static T* read(const char* from) { return (T*)(memory + Parameter<long long>::read(from)); }
 };
-template <class T> struct Parameter<View<T>> {
+template <template <class> class View, class T> struct Parameter<View<T>> {
     static View<T> read(const char* from) {
         View<T> view;
         memcpy((void*)&view, from, sizeof(view));
@@ -44,15 +51,15 @@ template <class T> struct Parameter<View<T>> {
 
 template <int... I> struct Numbers {};
 
-template <class... P, int... I> void run(void (*kernel)(P...), const char* parameters, Numbers<I...>) {
+template <class... P, int... I> void run(void (*kernel)(P...), const char* parameters, unsigned blocks, Numbers<I...>) {
     const size_t sizes[] = {sizeof(P)...};
     size_t places[sizeof...(P)] = {};
     for (size_t i = 1; i < sizeof...(P); ++i) places[i] = places[i - 1] + (sizes[i - 1] + 7) / 8 * 8;
-    kernel(Parameter<P>::read(parameters + places[I])...);
+    run_blocks(blocks, [&] { kernel(Parameter<P>::read(parameters + places[I])...); });
 }
 
-template <class... P> void run(void (*kernel)(P...), const char* parameters) {
-    run(kernel, parameters, Numbers<__integer_pack((int)sizeof...(P))...>());
+template <class... P> void run(void (*kernel)(P...), const char* parameters, unsigned blocks) {
+    run(kernel, parameters, blocks, Numbers<__integer_pack((int)sizeof...(P))...>());
 }
 
 static char* map(const char* path) {
@@ -67,6 +74,6 @@ int main(int, char** arguments) {
     memory = map(arguments[1]);
     const char* parameters = map(arguments[2]);
     if (!memory || !parameters) return 1;
-    run(ENTRY, parameters);
+    run(ENTRY, parameters, atoi(arguments[3]));
     return 0;
 }

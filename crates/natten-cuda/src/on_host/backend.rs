@@ -1,5 +1,6 @@
-//! A backend that runs the generic kernels on the host: their texts, compiled by `g++` for groups of one lane, each launch
-//! a process. Tensors lie in its memory with gaps, so that strides count.
+//! A backend that runs kernels on the host: their texts, compiled by `g++`, each launch a process. Those that walk pairs
+//! run as groups of one lane, those on tiles as whole blocks, and what is not C++ in them is replaced. Tensors lie in its memory with gaps, so that
+//! strides count, or without, so that vectors are read in pieces.
 
 use std::any::Any;
 use std::collections::hash_map::DefaultHasher;
@@ -10,30 +11,38 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use natten_core::{
-    Backend, Bindings, Cost, DeviceInfo, DeviceKind, Error, HostQueue, HostTensor, OpRequest, Pending, Plan,
-    PlanOptions, PlanReport, Problem, Queue, Result, Role, Submission, Tensor, TensorSpec, Workspace, ready,
+    Backend, Bindings, Cost, DeviceInfo, DeviceKind, Error, HostTensor, OpRequest, Pending, Plan,
+    PlanOptions, PlanReport, Problem, Queue, Result, Role, Submission, TensorSpec, Workspace, ready,
 };
 
 use crate::family::{Argument, Family, Kernel, Sequence, Step};
-use crate::generic::Generic;
+use crate::forward;
 use crate::target::Target;
 
-/// The distance of neighbouring elements in the kernels' memory.
-const GAP: usize = 2;
+/// The instructions of tensor cores, and what they do.
+const INSTRUCTIONS: [(&str, &str); 2] = [
+    (forward::INSTRUCTIONS, include_str!("forward_instructions.h")),
+    (include_str!("../../kernels/forward_mma_instructions.cu"), include_str!("forward_mma_instructions.h")),
+];
 
 #[derive(Debug)]
 pub(super) struct HostKernels {
     device: DeviceInfo,
     target: Target,
+    family: &'static dyn Family,
+    /// The distance of neighbouring elements in the kernels' memory.
+    gap: usize,
 }
 
 impl HostKernels {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(family: &'static dyn Family, gap: usize) -> Self {
         // Few units, so that tables are few and rows share them.
         let target = Target { units: 1, ..Target::of_arch(9, 0) };
         Self {
             device: DeviceInfo::new("host-kernels", "generic kernels on the host", DeviceKind::Simulator),
             target,
+            family,
+            gap,
         }
     }
 }
@@ -45,7 +54,7 @@ impl Backend for HostKernels {
 
     fn supports(&self, problem: &Problem, request: &OpRequest) -> Result<()> {
         problem.tensors(request)?;
-        Generic.sequence(problem, request, &PlanOptions::default(), &self.target).map(|_| ())
+        self.family.sequence(problem, request, &PlanOptions::default(), &self.target).map(|_| ())
     }
 
     fn plan<'a>(
@@ -56,37 +65,22 @@ impl Backend for HostKernels {
     ) -> Pending<'a, Arc<dyn Plan>> {
         let plan = || {
             let tensors = problem.tensors(request)?;
-            let sequence = Generic.sequence(problem, request, options, &self.target)?;
+            let sequence = self.family.sequence(problem, request, options, &self.target)?;
             let cost = Cost::of(problem, request, &sequence.coverage, &self.device);
             let bytes = sequence.workspace as usize;
             let report =
                 PlanReport::new("host-kernels", sequence.config.clone(), sequence.coverage, cost, bytes);
-            Ok(Arc::new(HostPlan { rank: problem.neighborhood().rank(), tensors, sequence, report })
-                as Arc<dyn Plan>)
+            let (rank, gap) = (problem.neighborhood().rank(), self.gap);
+            Ok(Arc::new(HostPlan { rank, gap, tensors, sequence, report }) as Arc<dyn Plan>)
         };
         ready(plan())
-    }
-
-    fn queue(&self) -> Result<Arc<dyn Queue>> {
-        Ok(Arc::new(HostQueue))
-    }
-
-    fn empty(&self, spec: &TensorSpec) -> Result<Tensor> {
-        HostTensor::zeros_like(spec).map(Tensor::from)
-    }
-
-    fn upload(&self, _: &dyn Queue, host: HostTensor) -> Result<Tensor> {
-        Ok(host.into())
-    }
-
-    fn download<'a>(&'a self, _: &'a dyn Queue, tensor: &'a Tensor) -> Pending<'a, HostTensor> {
-        ready(tensor.to_host())
     }
 }
 
 #[derive(Debug)]
 struct HostPlan {
     rank: usize,
+    gap: usize,
     tensors: Vec<TensorSpec>,
     sequence: Sequence,
     report: PlanReport,
@@ -102,7 +96,7 @@ struct Placed {
 impl HostPlan {
     /// The strides that a kernel is handed: token and window axes padded to three.
     fn strides(&self, spec: &TensorSpec) -> Vec<i64> {
-        let mut strides = vec![GAP as i64; spec.shape.len()];
+        let mut strides = vec![self.gap as i64; spec.shape.len()];
         for axis in (1..spec.shape.len()).rev() {
             strides[axis - 1] = strides[axis] * spec.shape[axis] as i64;
         }
@@ -176,7 +170,7 @@ impl Plan for HostPlan {
             placed.push(Placed { role: spec.role, at: memory.len(), strides: self.strides(spec) });
             for element in tensor.to_host()?.to_le_bytes().chunks(size) {
                 memory.extend(element);
-                memory.extend(std::iter::repeat_n(0xff, (GAP - 1) * size));
+                memory.extend(std::iter::repeat_n(0xff, (self.gap - 1) * size));
             }
         }
         memory.resize(memory.len().next_multiple_of(256), 0xff);
@@ -195,7 +189,11 @@ impl Plan for HostPlan {
                 Step::Launch(kernel) if kernel.grid.contains(&0) => {}
                 Step::Launch(kernel) => {
                     std::fs::write(&parameters, self.parameters(kernel, &placed, workspace)).unwrap();
-                    let status = Command::new(compiled(kernel)?).args([&all, &parameters]).status().unwrap();
+                    let status = Command::new(compiled(kernel)?)
+                        .args([&all, &parameters])
+                        .arg(kernel.grid[0].to_string())
+                        .status()
+                        .unwrap();
                     assert!(status.success(), "{}: {status}", kernel.entry);
                 }
             }
@@ -204,7 +202,7 @@ impl Plan for HostPlan {
         for (spec, tensor) in outputs.into_iter().zip(bindings.outputs) {
             let at = placed.iter().find(|placed| placed.role == spec.role).unwrap().at;
             let size = spec.dtype.size();
-            let elements = memory[at..].chunks(size * GAP).take(spec.len());
+            let elements = memory[at..].chunks(size * self.gap).take(spec.len());
             let bytes: Vec<u8> = elements.flat_map(|element| &element[..size]).copied().collect();
             *tensor = HostTensor::from_le_bytes(spec.dtype, &spec.shape, &bytes)?.into();
         }
@@ -219,22 +217,29 @@ impl Plan for HostPlan {
 /// The kernel as a program, compiled once for each text.
 fn compiled(kernel: &Kernel) -> Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
-    (&kernel.source, kernel.entry, include_str!("host.cpp")).hash(&mut hasher);
-    let directory = std::env::temp_dir().join("natten-host-kernels");
-    std::fs::create_dir_all(&directory).unwrap();
-    let name = format!("{:016x}", hasher.finish());
-    let [program, text, shim, partial] =
-        ["", ".cu", ".cpp", ".partial"].map(|end| directory.join(format!("{name}{end}")));
+    let texts = [("host.cpp", include_str!("host.cpp")), ("block.h", include_str!("block.h"))];
+    let source = INSTRUCTIONS
+        .iter()
+        .fold(kernel.source.clone(), |source, (on_device, on_host)| source.replace(on_device, on_host));
+    (&source, kernel.entry, texts).hash(&mut hasher);
+    let directory =
+        std::env::temp_dir().join("natten-host-kernels").join(format!("{:016x}", hasher.finish()));
+    let [program, text, partial] = ["kernel", "kernel.cu", "partial"].map(|name| directory.join(name));
     if program.exists() {
         return Ok(program);
     }
-    std::fs::write(&text, &kernel.source).unwrap();
-    std::fs::write(&shim, include_str!("host.cpp")).unwrap();
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(&text, &source).unwrap();
+    for (name, text) in texts {
+        std::fs::write(directory.join(name), text).unwrap();
+    }
+    let of_blocks = (kernel.shared_bytes > 0).then(|| format!("-DTHREADS_OF_BLOCK={}", kernel.block));
     let output = Command::new("g++")
         .args(["-std=c++17", "-O0", "-w", "-x", "c++"])
         .arg(format!("-DKERNEL=\"{}\"", text.display()))
         .arg(format!("-DENTRY={}", kernel.entry))
-        .arg(&shim)
+        .args(of_blocks)
+        .arg(directory.join("host.cpp"))
         .arg("-o")
         .arg(&partial)
         .output()

@@ -1,5 +1,5 @@
-//! A program's functions of a pair for the Hopper kernel: the mask and the score function, with the relative positional
-//! bias before them. The row must be softmax, which the kernel has built in.
+//! A program's functions of a pair for the forward kernels on tensor cores: the mask and the score function, with the relative positional
+//! bias before them. The row must be softmax, which the kernels have built in.
 
 use natten_core::program::{Buffer, Index, Lowered, Node, Var};
 use natten_core::{DType, Error, OpRequest, Problem, Result, Role};
@@ -9,14 +9,12 @@ use crate::family::Argument;
 use crate::render::{Leaves, Rendered, render};
 
 /// Functions of scores and places that programs call, in the same words as on every architecture.
-const PRELUDE: &str = include_str!("../../kernels/generic_prelude.cu");
+const PRELUDE: &str = include_str!("../kernels/generic_prelude.cu");
 
 /// Faster forms of the functions that a score passes through most. The error of `exp` is 2^-22, relative.
 const QUICK: &str = "
 DEVICE float quick_exp(float x) {
-    float y;
-    asm(\"ex2.approx.ftz.f32 %0, %1;\" : \"=f\"(y) : \"f\"(x * 1.4426950408889634f));
-    return y;
+    return exp2_fast(x * 1.4426950408889634f);
 }
 #define f_exp quick_exp
 #define f_tanh quick_tanh
@@ -25,9 +23,7 @@ DEVICE float quick_exp(float x) {
 /// `tanh` for f16: two instructions of the special-function units, and an absolute error of 2^-22.
 const TANH: &str = "
 DEVICE float quick_tanh(float x) {
-    float y;
-    asm(\"rcp.approx.ftz.f32 %0, %1;\" : \"=f\"(y) : \"f\"(1.0f + quick_exp(2.0f * x)));
-    return 1.0f - 2.0f * y;
+    return 1.0f - 2.0f * reciprocal(1.0f + quick_exp(2.0f * x));
 }
 ";
 
@@ -35,24 +31,22 @@ DEVICE float quick_tanh(float x) {
 /// quarter of what a weight is rounded by.
 const SHORT_TANH: &str = "
 DEVICE float quick_tanh(float x) {
-    float y;
-    asm(\"tanh.approx.f32 %0, %1;\" : \"=f\"(y) : \"f\"(x));
-    return y;
+    return tanh_fast(x);
 }
 ";
 
-/// What the kernel is told of a program.
+/// What a kernel is told of a program.
 #[derive(Debug)]
-pub(super) struct Functions {
+pub(crate) struct Functions {
     /// `namespace program`.
-    pub(super) text: String,
+    pub(crate) text: String,
     /// Whether there is a function at all.
-    pub(super) is_there: bool,
-    /// The further parameters of the kernel, and their names, each behind a comma or between commas.
-    pub(super) parameters: String,
-    pub(super) names: String,
+    pub(crate) is_there: bool,
+    /// The further parameters of a kernel, and their names, each behind a comma or between commas.
+    pub(crate) parameters: String,
+    pub(crate) names: String,
     /// What is passed for them.
-    pub(super) arguments: Vec<Argument>,
+    pub(crate) arguments: Vec<Argument>,
 }
 
 impl Functions {
@@ -60,7 +54,7 @@ impl Functions {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a program that is more than a score function and a mask before a softmax.
-    pub(super) fn of(problem: &Problem, request: &OpRequest) -> Result<Self> {
+    pub(crate) fn of(problem: &Problem, request: &OpRequest) -> Result<Self> {
         let program = problem.program();
         if !program.has_softmax_row()
             || program.post().is_some()
