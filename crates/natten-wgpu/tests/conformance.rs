@@ -127,8 +127,8 @@ macro_rules! suites {
 
 suites! {
     golden "golden" 1 8,
-    natten "natten" 1 16,
-    features "feature" 3 32,
+    natten "natten" 2 16,
+    features "feature" 4 32,
     special_values "special" 1 16,
     merged "merge" 1 1,
     programs "program-" 1 16,

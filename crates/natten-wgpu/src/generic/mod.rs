@@ -296,6 +296,7 @@ impl<'p> Builder<'p> {
             .flags(fill)
             .flag("UNFUSED", self.request.op.is_unfused())
             .flag("ADDITIONAL", problem.additional_tokens() > 0)
+            .flag("ZERO_SCALE", problem.scale() == 0.0)
             .flag("LOGSUMEXP", problem.has_logsumexp())
             .value("LOGSUMEXP", problem.program().logsumexp().unwrap_or(0))
             .value("DIM", problem.head_dim())
@@ -365,4 +366,29 @@ impl<'p> Builder<'p> {
 /// The role of an operand's tangent; every operand has one.
 fn tangent(role: Role) -> Role {
     role.tangent().unwrap_or(role)
+}
+
+#[cfg(test)]
+mod tests {
+    use natten_conformance::{Case, run_case};
+    use natten_core::DType;
+    use natten_core::geometry::{AxisParams, Neighborhood};
+
+    use super::*;
+    use crate::gpu::tests::backend;
+
+    /// Scores that are multiplied by 0 are NaN where they were no numbers.
+    #[test]
+    fn zero_scales_keep_what_is_no_number() {
+        let Some(backend) = backend() else { return };
+        for (dtype, value) in [(DType::F32, f64::NAN), (DType::F32, f64::INFINITY), (DType::F64, f64::NAN)] {
+            let window = Neighborhood::new(&[AxisParams::new(6, 3)]).unwrap();
+            let problem = Problem::builder(window, dtype).head_dim(4).scale(Some(0.0)).build().unwrap();
+            let case = Case::new(format!("zero-scale-{dtype}"), problem);
+            let data = case.data.clone().plant(Role::Query, 5, value);
+            let outcome = run_case(&backend, &case.data(data));
+            assert!(outcome.failures.is_empty(), "{outcome}");
+            assert!(!outcome.tensors.is_empty(), "{outcome}");
+        }
+    }
 }

@@ -1,5 +1,12 @@
 // What the walks over pairs share: where a pair stands, windows, and a pair's numbers.
 
+//:if ZERO_SCALE
+// Compilers take 0 * x for 0, whatever x is.
+fn by_scale(x: R) -> R { return select(R(0.0), nan(), is_nan(x) || abs(x) > -LOWEST); }
+//:else
+fn by_scale(x: R) -> R { return SCALE * x; }
+//:end
+
 struct Site {
     b: i32,
     h: i32,
@@ -151,15 +158,15 @@ fn pair_of(at: Site) -> Pair {
 //:if SCORES
     let q = at.qv * DIM;
     let k = at.kv * DIM;
-    x.score = SCALE * dot_q(Q + q, K + k);
+    x.score = by_scale(dot_q(Q + q, K + k));
 //:if RPB
     if (!at.is_additional) { x.score += arena[RPB + bias_entry(at)]; }
 //:end
 //:if QT
-    x.score_t += SCALE * dot_q(QT + q, K + k);
+    x.score_t += by_scale(dot_q(QT + q, K + k));
 //:end
 //:if KT
-    x.score_t += SCALE * dot_q(Q + q, KT + k);
+    x.score_t += by_scale(dot_q(Q + q, KT + k));
 //:end
 //:if RPBT
     if (!at.is_additional) { x.score_t += arena[RPBT + bias_entry(at)]; }

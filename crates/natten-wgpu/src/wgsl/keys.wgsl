@@ -58,10 +58,10 @@ fn main(
     }
 //:each DIM
 //:if TO_DK
-        arena[TO_DK + number * DIM + d] = SCALE * grad_key[d];
+        arena[TO_DK + number * DIM + d] = by_scale(grad_key[d]);
 //:end
 //:if TO_DK_T
-        arena[TO_DK_T + number * DIM + d] = SCALE * grad_key_t[d];
+        arena[TO_DK_T + number * DIM + d] = by_scale(grad_key_t[d]);
 //:end
 //:end
 //:each DIM_V

@@ -74,10 +74,10 @@ $SWEEPS$
 //:if SWEEP_GRAD_QUERY
 //:each DIM
 //:if TO_DQ
-        arena[TO_DQ + number * DIM + d] = SCALE * grad[d];
+        arena[TO_DQ + number * DIM + d] = by_scale(grad[d]);
 //:end
 //:if TO_DQ_T
-        arena[TO_DQ_T + number * DIM + d] = SCALE * grad_t[d];
+        arena[TO_DQ_T + number * DIM + d] = by_scale(grad_t[d]);
 //:end
 //:end
 //:end
