@@ -1,11 +1,14 @@
-//! Rates of the WebGPU backend beside a probe of multiply-adds in the same process: `cargo run --release -p natten-wgpu
-//! --example rates [CASE]`. Rates count the visible pairs alone.
+//! Rates of the WebGPU backend's families in f32 beside a probe of multiply-adds in the same process: `cargo run --release
+//! -p natten-wgpu --example rates [CASE]`. Rates count the visible pairs alone. `natten bench --families` has the other
+//! dtypes.
 
 use std::time::Instant;
 
 use natten_core::geometry::{AxisParams, Neighborhood};
-use natten_core::{Backend, Bindings, DType, HostTensor, OpRequest, PlanOptions, Problem, Result, Tensor};
-use natten_wgpu::{Options, WgpuBackend};
+use natten_core::{
+    Backend, Bindings, DType, Error, HostTensor, OpRequest, PlanOptions, Problem, Result, Tensor,
+};
+use natten_wgpu::{Family, Options, WgpuBackend};
 use pollster::block_on;
 
 fn cases() -> Result<Vec<(&'static str, Problem)>> {
@@ -56,16 +59,24 @@ fn main() -> Result<()> {
     let backend = WgpuBackend::new(&Options::from_environment())?;
     let probe = backend.measure_multiply_adds()?;
     println!("{}: {:.2} Tflop/s of multiply-adds", backend.device().name, probe / 1e12);
+    if let Some(matrices) = backend.measure_matrices()? {
+        println!("{:.2} Tflop/s of products of matrices of f16", matrices / 1e12);
+    }
     for (name, problem) in cases()?.iter().filter(|case| only.as_deref().is_none_or(|only| case.0 == only)) {
-        for request in [OpRequest::forward(problem), OpRequest::backward(problem)] {
-            match measure(&backend, problem, &request) {
-                Ok(rate) => println!(
-                    "{name} {}: {:.3} Tflop/s, {:.1} % of the probe",
-                    request.op,
-                    rate / 1e12,
-                    100.0 * rate / probe
-                ),
-                Err(error) => println!("{name} {}: {error}", request.op),
+        for family in Family::ALL.into_iter().filter(|&family| family != Family::Generic) {
+            let backend = backend.held_to(family);
+            for request in [OpRequest::forward(problem), OpRequest::backward(problem)] {
+                match measure(&backend, problem, &request) {
+                    Ok(rate) => println!(
+                        "{name} {} {family}: {:.3} Tflop/s, {:.1} % of the probe",
+                        request.op,
+                        rate / 1e12,
+                        100.0 * rate / probe
+                    ),
+                    // Not every family does everything.
+                    Err(Error::Unsupported { .. }) => {}
+                    Err(error) => println!("{name} {} {family}: {error}", request.op),
+                }
             }
         }
     }

@@ -89,7 +89,7 @@ impl Shape {
             column_groups,
             chunk,
             is_resident,
-            is_wide: problem.head_dim() % 4 == 0 && problem.head_dim_v() % 4 == 0,
+            is_wide: problem.head_dim().is_multiple_of(4) && problem.head_dim_v().is_multiple_of(4),
             subgroup,
             dims: dims.next_multiple_of(chunk),
             additional_tiles: problem.additional_tokens().div_ceil(keys),
