@@ -90,6 +90,8 @@ impl Choice {
         real: Real,
     ) -> Result<Self> {
         let choice = |family| match family {
+            // The faster ones multiply: see the shaders' `by_scale`.
+            _ if problem.scale() == 0.0 && family != Family::Generic => None,
             Family::Matrix => matrix::Shape::of(problem, request, options, target).map(Self::Matrix),
             Family::Subgroup => {
                 tiled::Shape::of(problem, request, options, target, real, true).map(Self::Tiled)
