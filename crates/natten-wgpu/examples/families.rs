@@ -1,5 +1,5 @@
 //! Rates of the WebGPU backend's families in f32 beside a probe of multiply-adds in the same process: `cargo run --release
-//! -p natten-wgpu --example rates [CASE]`. Rates count the visible pairs alone. `natten bench --families` has the other
+//! -p natten-wgpu --example families [CASE]`. Rates count the visible pairs alone. `natten bench --families` has the other
 //! dtypes.
 
 use std::time::Instant;
