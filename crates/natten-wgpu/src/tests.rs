@@ -30,6 +30,9 @@ fn program(name: &str) -> Program {
             .score("20*tanh(score/20) + bias[h, q0, k1]")
             .mask("document[q] == document[k] || k0 <= q0")
             .dropout(0.25, 7),
+        "blocks" => {
+            builder.capture(Capture::new("blocks", &[2, 3], DType::I32)).mask("blocks[q % 2, k % 3] != 0")
+        }
         "rows" => builder.row("m = max(x); a = sum(abs(x)); x/(1 + a + abs(m))"),
         "sigmoid" => builder.row("sigmoid"),
         _ => builder
@@ -104,12 +107,15 @@ fn every_sequence(target: &Target, mut visit: impl FnMut(&str, &Sequence)) {
             }
         }
         let axes = [AxisParams::new(12, 5), AxisParams::new(14, 3).dilation(3)];
-        let plain =
-            Problem::builder(Neighborhood::new(&axes).unwrap(), dtype).heads(4).heads_kv(2).head_dim(72);
-        let plain = plain.build().unwrap();
-        for op in [Op::Forward, Op::Backward] {
-            let sequence = sequence(&plain, &whole(&plain, op), &PlanOptions::default(), target);
-            visit_planned(&format!("plain {op} {dtype}"), target, sequence, &mut visit);
+        // Without additional tokens, which not every family takes.
+        for name in ["softmax", "blocks"] {
+            let window = Neighborhood::new(&axes).unwrap();
+            let plain = Problem::builder(window, dtype).heads(4).heads_kv(2).head_dim(72);
+            let plain = plain.program(program(name)).build().unwrap();
+            for op in [Op::Forward, Op::Backward] {
+                let sequence = sequence(&plain, &whole(&plain, op), &PlanOptions::default(), target);
+                visit_planned(&format!("plain {name} {op} {dtype}"), target, sequence, &mut visit);
+            }
         }
         let problem = recurrence(dtype);
         for op in [Op::Forward, Op::ForwardJvp, Op::Backward, Op::BackwardJvp] {

@@ -334,11 +334,11 @@ impl<'p> Builder<'p> {
 
     /// Runs a shader of so many workgroups on the arena.
     fn run_workgroups(&mut self, label: &str, source: String, workgroups: [u32; 3]) {
-        // A shader's layout has what its text uses.
         let mut bindings = vec![Binding::Arena];
         if source.contains("ints[") {
             bindings.push(Binding::Integers { is_written: false });
         }
+        let source = if bindings.len() > 1 { reaching_integers(&source) } else { source };
         self.steps.push(Step::Run(Run { label: label.to_owned(), source, bindings, workgroups }));
     }
 
@@ -368,6 +368,14 @@ impl<'p> Builder<'p> {
             tiles: self.choice.tiles(),
         })
     }
+}
+
+/// The shader with the captured integers within reach of its entry point. A layout that is made from a text has what is
+/// reached from there, and a walk may have a function that it does not call.
+fn reaching_integers(source: &str) -> String {
+    let entry = source.find("fn main(").and_then(|at| source[at..].find(") {\n").map(|end| at + end + 4));
+    let (head, body) = source.split_at(entry.unwrap_or(0));
+    format!("{head}    _ = ints[0];\n{body}")
 }
 
 /// The role of an operand's tangent; every operand has one.
