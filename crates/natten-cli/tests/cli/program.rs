@@ -55,6 +55,11 @@ impl Directory {
             .args(words)
             .current_dir(self.0.path())
             .env_remove(natten::BACKEND_VARIABLE)
+            // A layer of Mesa's looks for a display there, and complains on the standard error where it is not set.
+            .env(
+                "XDG_RUNTIME_DIR",
+                std::env::var_os("XDG_RUNTIME_DIR").unwrap_or_else(|| self.0.path().into()),
+            )
             .output()
             .unwrap();
         Finished {
