@@ -171,16 +171,6 @@ impl<'a> Deriver<'a> {
         }
     }
 
-    /// Whether something is wanted of the walk with stationary queries.
-    const fn gives_to_queries(&self) -> bool {
-        self.wants.query || self.wants.rpb || !self.wants.captures.is_empty()
-    }
-
-    /// Whether something is wanted of the walk with stationary keys.
-    const fn gives_to_keys(&self) -> bool {
-        self.wants.key || self.wants.value || self.wants.additional_key || self.wants.additional_value
-    }
-
     fn is_backward(&self) -> bool {
         matches!(self.op, Op::Backward | Op::BackwardJvp)
     }
@@ -217,7 +207,8 @@ impl<'a> Deriver<'a> {
         if !keys.stored.is_empty() {
             self.steps.push(Step::Store);
         }
-        if self.is_backward() && self.gives_to_queries() {
+        let wants = self.wants;
+        if self.is_backward() && (wants.query || wants.rpb || !wants.captures.is_empty()) {
             let sweep =
                 self.sweep(|this, g, lowered, is_window| this.gradients_of_queries(g, lowered, is_window))?;
             self.steps.push(Step::Sweep(Box::new(sweep)));
@@ -635,7 +626,9 @@ impl<'a> Deriver<'a> {
     fn keys(&mut self, lse_stages: &[usize]) -> Result<KeyPass> {
         let none =
             KeyPass { sweep: Sweep { codes: [None, None] }, stored: Vec::new(), lse_stages: Vec::new() };
-        if !self.is_backward() || !self.gives_to_keys() {
+        let wants = self.wants;
+        let any = wants.key || wants.value || wants.additional_key || wants.additional_value;
+        if !self.is_backward() || !any {
             return Ok(none);
         }
         let wanted: Vec<Wanted> = self
