@@ -13,8 +13,10 @@
 //! logsumexp, and 1 for every element that equals the extreme. Tangents are the symbolic forward derivatives of all of
 //! these, which makes the tangents of the gradients: Hessian-vector products.
 
+use std::collections::HashMap;
+
 use super::derive::{self, tangents};
-use super::expr::{Compare, Expr, Graph, Node, Type, Unary, Var};
+use super::expr::{Compare, Expr, Graph, Node, Primal, Type, Unary, Var};
 use super::row::{Algorithm, Reduce};
 use super::{Program, depends_on_element};
 
@@ -39,6 +41,13 @@ pub struct Pushed {
     pub value: Expr,
     /// Its tangent: the number 0 where it has none.
     pub tangent: Expr,
+}
+
+impl Pushed {
+    fn substitute(&mut self, g: &mut Graph, by: &HashMap<Expr, Expr>) {
+        self.value = g.substitute(self.value, by);
+        self.tangent = g.substitute(self.tangent, by);
+    }
 }
 
 /// A stage's element.
@@ -74,6 +83,14 @@ pub enum GradStages {
     OfPairs(Vec<Pushed>),
 }
 
+impl GradStages {
+    /// The cotangents, however they are found.
+    pub fn cotangents(&self) -> &[Pushed] {
+        let (Self::OfRow(list) | Self::OfPairs(list)) = self;
+        list
+    }
+}
+
 /// The functions of a program on the keys of a window, or on the additional ones.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -105,6 +122,39 @@ pub struct Lowered {
 }
 
 impl Lowered {
+    /// Leaves out the cotangent of a logsumexp that is not given, and then the cotangents of stages that are zero: zero
+    /// times an infinite slope is not zero.
+    pub fn drop_zeros(&mut self, has_cotangent: bool) {
+        let g = &mut self.graph;
+        let zero = g.float(0.0);
+        let mut absent = HashMap::new();
+        if !has_cotangent {
+            for var in [Var::GradLogsumexp, Var::Tangent(Primal::GradLogsumexp)] {
+                absent.insert(g.var(var), zero);
+            }
+        }
+        let is_complete = matches!(self.grad_stages, GradStages::OfRow(_));
+        let (GradStages::OfRow(list) | GradStages::OfPairs(list)) = &mut self.grad_stages;
+        let mut zeros = HashMap::new();
+        for (k, pushed) in (0..).zip(list.iter_mut()) {
+            pushed.substitute(g, &absent);
+            // The cotangent that the caller gives is added to this one later.
+            if !is_complete && has_cotangent && self.logsumexp == Some(k) {
+                continue;
+            }
+            let vars = [Var::GradStage(k), Var::Tangent(Primal::GradStage(k))];
+            for (expr, var) in [pushed.value, pushed.tangent].into_iter().zip(vars) {
+                if g.is_zero(expr) {
+                    zeros.insert(g.var(var), zero);
+                }
+            }
+        }
+        self.grad_score.substitute(g, &zeros);
+        for load in &mut self.loads {
+            load.gradient.substitute(g, &zeros);
+        }
+    }
+
     /// The functions of `program`. Additional tokens have neither score function nor mask.
     pub fn new(program: &Program, additional: bool, given: &Given) -> Self {
         let mut graph = program.graph().clone();

@@ -7,7 +7,7 @@ use natten_core::program::{
 };
 use natten_core::{Op, OpRequest, Problem, Result, Role};
 
-use super::functions::{Functions, Wanted, cotangents, determined, drop_zeros, of_row, stage_kind};
+use super::functions::{Functions, Wanted, determined, of_row, stage_kind};
 use super::tensors::{Place, Places, Vectors};
 use super::{Builder, pieces, text, tiles};
 use crate::family::Argument;
@@ -48,7 +48,7 @@ impl<'p> Attention<'p> {
             .iter()
             .map(|&is_additional| {
                 let mut lowered = Lowered::new(problem.program(), is_additional, &given);
-                drop_zeros(&mut lowered, has_cotangent);
+                lowered.drop_zeros(has_cotangent);
                 Functions::new(problem, lowered, is_additional)
             })
             .collect();
@@ -82,7 +82,7 @@ impl<'p> Attention<'p> {
             if self.is_backward() {
                 called.push(lowered.grad_score);
                 called.extend(lowered.loads.iter().map(|load| load.gradient));
-                called.extend(cotangents(&lowered.grad_stages));
+                called.extend(lowered.grad_stages.cotangents());
             }
             let mut exprs = called.iter().flat_map(|pushed| [pushed.value, pushed.tangent]);
             exprs.any(|expr| depends_on(&lowered.graph, expr, var))

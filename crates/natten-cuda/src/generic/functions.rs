@@ -1,7 +1,6 @@
 //! A program's functions of pairs and of rows as the structs that the walks call: `Window` for the keys of a window,
 //! `Additional` for additional tokens, `OfRow` for what depends on a row's numbers alone.
 
-use std::collections::HashMap;
 use std::fmt::Write;
 
 use natten_core::program::{
@@ -147,7 +146,7 @@ impl<'p> Functions<'p> {
             Wanted::GradScore => ("grad_score", both(self.lowered.grad_score).to_vec()),
             Wanted::GradStages => (
                 "grad_stages",
-                cotangents(&self.lowered.grad_stages).iter().copied().flat_map(both).collect(),
+                self.lowered.grad_stages.cotangents().iter().copied().flat_map(both).collect(),
             ),
             Wanted::Loads { loads, shape, tangents } => return self.loads(graph, loads, shape, *tangents),
         };
@@ -269,14 +268,6 @@ const fn both(pushed: Pushed) -> [Expr; 2] {
     [pushed.value, pushed.tangent]
 }
 
-/// The cotangents of stages, however they are found.
-pub(super) fn cotangents(grad_stages: &GradStages) -> &[Pushed] {
-    match grad_stages {
-        GradStages::OfRow(list) | GradStages::OfPairs(list) => list,
-        _ => &[],
-    }
-}
-
 /// What differs between the pairs of a row.
 fn changes(node: &Node) -> bool {
     match node {
@@ -310,44 +301,6 @@ fn stage_tangent(g: &mut Graph, k: u8, stage: &StageElement) -> Expr {
         }
         _ => element.tangent,
     }
-}
-
-/// Leaves out the cotangent of a logsumexp that is not given, and then the cotangents of stages that are zero: zero times
-/// an infinite slope is not zero.
-pub(super) fn drop_zeros(lowered: &mut Lowered, has_cotangent: bool) {
-    let g = &mut lowered.graph;
-    let zero = g.float(0.0);
-    let mut absent = HashMap::new();
-    if !has_cotangent {
-        for var in [Var::GradLogsumexp, Var::Tangent(Primal::GradLogsumexp)] {
-            absent.insert(g.var(var), zero);
-        }
-    }
-    let is_complete = matches!(lowered.grad_stages, GradStages::OfRow(_));
-    let (GradStages::OfRow(list) | GradStages::OfPairs(list)) = &mut lowered.grad_stages else { return };
-    let mut zeros = HashMap::new();
-    for (k, pushed) in (0..).zip(list.iter_mut()) {
-        replace(g, pushed, &absent);
-        // The cotangent that the caller gives is added to this one later.
-        if !is_complete && has_cotangent && lowered.logsumexp == Some(k) {
-            continue;
-        }
-        let vars = [Var::GradStage(k), Var::Tangent(Primal::GradStage(k))];
-        for (expr, var) in both(*pushed).into_iter().zip(vars) {
-            if g.is_zero(expr) {
-                zeros.insert(g.var(var), zero);
-            }
-        }
-    }
-    replace(g, &mut lowered.grad_score, &zeros);
-    for load in &mut lowered.loads {
-        replace(g, &mut load.gradient, &zeros);
-    }
-}
-
-fn replace(g: &mut Graph, pushed: &mut Pushed, by: &HashMap<Expr, Expr>) {
-    pushed.value = g.substitute(pushed.value, by);
-    pushed.tangent = g.substitute(pushed.tangent, by);
 }
 
 /// The axes of a problem's rows that the indices of some loads determine: batch entry, head, query. Rows that differ in

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use natten_core::program::{Given, GradStages, Lowered, Reduce};
 use natten_core::{Op, Result, Role};
 
-use super::functions::{Functions, cotangents, drop_zeros, of_row};
+use super::functions::{Functions, of_row};
 use super::{Builder, OPERANDS};
 use crate::family::Choice;
 use crate::sequence::Step;
@@ -58,7 +58,7 @@ impl Builder<'_> {
         let lowered: Vec<Lowered> = (0..kinds)
             .map(|kind| {
                 let mut lowered = Lowered::new(self.problem.program(), kind == 1, &given);
-                drop_zeros(&mut lowered, has_cotangent);
+                lowered.drop_zeros(has_cotangent);
                 lowered
             })
             .collect();
@@ -208,7 +208,7 @@ impl Builder<'_> {
         // What is given says too whether a row sees anything: a logsumexp.
         let sweeps_stages = !stages.swept.is_empty() || self.regions.get("LSE").is_none();
         let of_row = is_backward && matches!(lowered.grad_stages, GradStages::OfRow(_));
-        let of_pairs = is_backward && !of_row && !cotangents(&lowered.grad_stages).is_empty();
+        let of_pairs = is_backward && !of_row && !lowered.grad_stages.cotangents().is_empty();
         let has_output = ["TO_OUT", "TO_OUT_T"].iter().any(|name| self.regions.get(name).is_some());
         let sweeps_output = has_output || op == Op::BackwardJvp && of_row;
         let sweeps_tangents = has_tangents

@@ -1,12 +1,11 @@
 //! A program's functions of pairs and of rows as WGSL functions that the walks call: `w_…` for the keys of a window,
 //! `a_…` for additional tokens.
 
-use std::collections::HashMap;
 use std::fmt::Write;
 
 use natten_core::program::{
-    Buffer, Compare, Expr, GradStages, Graph, Index, LoadGradient, Lowered, Node, Primal, Program, Pushed,
-    Reduce, StageElement, Unary, Var,
+    Buffer, Compare, Expr, Graph, Index, LoadGradient, Lowered, Node, Primal, Program, Pushed, Reduce,
+    StageElement, Unary, Var,
 };
 use natten_core::{Problem, Result};
 
@@ -147,7 +146,7 @@ impl<'p> Functions<'p> {
 
     /// What a pair adds to the cotangents of the stages, and their tangents.
     pub(super) fn grad_stages(&self) -> Result<String> {
-        let list = cotangents(&self.lowered.grad_stages);
+        let list = self.lowered.grad_stages.cotangents();
         let roots: Vec<Expr> = list.iter().copied().flat_map(both).collect();
         self.numbers(&self.lowered.graph, "grad_stages", &roots)
     }
@@ -214,7 +213,7 @@ pub(super) fn store_loads(results: &[String], shape: &[usize]) -> String {
 
 /// `grad_stages_of_row`: the cotangents of stages that follow from the row's numbers.
 pub(super) fn of_row(names: &Names<'_>, lowered: &Lowered) -> Result<String> {
-    let roots: Vec<Expr> = cotangents(&lowered.grad_stages).iter().copied().flat_map(both).collect();
+    let roots: Vec<Expr> = lowered.grad_stages.cotangents().iter().copied().flat_map(both).collect();
     let rendered = render(names.program, &lowered.graph, &roots, names)?;
     // A row without stages has none, and room for one.
     let mut results = rendered.results;
@@ -229,14 +228,6 @@ pub(super) fn of_row(names: &Names<'_>, lowered: &Lowered) -> Result<String> {
 
 pub(super) const fn both(pushed: Pushed) -> [Expr; 2] {
     [pushed.value, pushed.tangent]
-}
-
-/// The cotangents of stages, however they are found.
-pub(super) fn cotangents(grad_stages: &GradStages) -> &[Pushed] {
-    match grad_stages {
-        GradStages::OfRow(list) | GradStages::OfPairs(list) => list,
-        _ => &[],
-    }
 }
 
 /// What a pair adds to the tangent of a stage that is known.
@@ -258,44 +249,6 @@ fn stage_tangent(g: &mut Graph, k: u8, stage: &StageElement) -> Expr {
         }
         _ => element.tangent,
     }
-}
-
-/// Leaves out the cotangent of a logsumexp that is not given, and then the cotangents of stages that are zero: zero times
-/// an infinite slope is not zero.
-pub(super) fn drop_zeros(lowered: &mut Lowered, has_cotangent: bool) {
-    let g = &mut lowered.graph;
-    let zero = g.float(0.0);
-    let mut absent = HashMap::new();
-    if !has_cotangent {
-        for var in [Var::GradLogsumexp, Var::Tangent(Primal::GradLogsumexp)] {
-            absent.insert(g.var(var), zero);
-        }
-    }
-    let is_complete = matches!(lowered.grad_stages, GradStages::OfRow(_));
-    let (GradStages::OfRow(list) | GradStages::OfPairs(list)) = &mut lowered.grad_stages else { return };
-    let mut zeros = HashMap::new();
-    for (k, pushed) in (0..).zip(list.iter_mut()) {
-        replace(g, pushed, &absent);
-        // The cotangent that the caller gives is added to this one later.
-        if !is_complete && has_cotangent && lowered.logsumexp == Some(k) {
-            continue;
-        }
-        let vars = [Var::GradStage(k), Var::Tangent(Primal::GradStage(k))];
-        for (expr, var) in both(*pushed).into_iter().zip(vars) {
-            if g.is_zero(expr) {
-                zeros.insert(g.var(var), zero);
-            }
-        }
-    }
-    replace(g, &mut lowered.grad_score, &zeros);
-    for load in &mut lowered.loads {
-        replace(g, &mut load.gradient, &zeros);
-    }
-}
-
-fn replace(g: &mut Graph, pushed: &mut Pushed, by: &HashMap<Expr, Expr>) {
-    pushed.value = g.substitute(pushed.value, by);
-    pushed.tangent = g.substitute(pushed.tangent, by);
 }
 
 /// The axes of a problem's rows that the indices of some loads determine: batch entry, head, query. Rows that differ in
