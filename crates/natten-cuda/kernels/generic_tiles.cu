@@ -3,8 +3,8 @@
 // are register tiles: a thread has ROWS queries, COLUMNS keys of each tile, and OF_THREAD elements of each output.
 //
 // With DMMA 1 the products run on the f64 tensor cores, a warp has 16 queries, and weights stay in the registers in which
-// their scores were: what a product sums over may be in any order that both operands have. Otherwise a thread has four
-// queries and every TX-th key, and weights go through shared memory.
+// their scores were: what a product sums over may be in any order that both operands have. The next tile is copied while
+// one is multiplied. Otherwise a thread has four queries and every TX-th key, and weights go through shared memory.
 //
 // A pair that does not count has the weight -0, one that counts never has: where a value is not finite, those are told
 // apart and left out; elsewhere their product is zero.
@@ -20,11 +20,13 @@
 #define TX 4
 #define ROW(i) (warp * 16 + lane / 4 + 8 * (i))
 #define COLUMN(j) ((j) / 2 * 8 + lane % 4 * 2 + (j) % 2)
-#define ELEMENT(e) ((e) / 4 * 16 + lane % 4 * 4 + (e) % 4)
-// Eight threads read 16 bytes each at once: four of each of two rows of queries and keys, and two of every second of eight
-// rows of values. So far apart they begin in different banks.
+#define ELEMENT(e) ((e) / 2 * 8 + lane % 4 * 2 + (e) % 2)
+// Eight threads read 16 bytes each at once, four of each of two rows of queries and keys; sixteen read 8 bytes each, four of
+// every second of eight rows of values. So far apart they begin in different banks.
 #define LINE (DIM + 8)
 #define LINE_V (DIM_V + 2)
+// Whether a warp's queries stay in registers, where they leave room for its output.
+#define HELD (DIM <= 64 && DIM_V <= 64)
 #else
 #define ROWS 4
 #define COLUMNS 4
@@ -44,6 +46,9 @@
 struct Boxes { int box[3], count[3]; };
 
 struct alignas(16) Wide { R number[WIDE]; };
+
+// Whether every query of the box sees every key of the tile, known to the compiler.
+template <bool VALUE> struct Whole { static constexpr bool value = VALUE; };
 
 // What a block works on.
 struct Here {
@@ -94,6 +99,41 @@ DEVICE bool load_tile(R* tile, int line, int dim, long long stride, Of vector_of
     }
     return finite;
 }
+
+#if DMMA
+#if defined(__CUDACC__)
+DEVICE void copy_ahead(double* to, const double* from, int bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from), "r"(bytes) : "memory");
+}
+DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+#else
+DEVICE void copy_ahead(double* to, const double* from, int bytes) {
+    for (int n = 0; n < 2; ++n) to[n] = n * 8 < bytes ? from[n] : 0;
+}
+DEVICE void commit_copies() {}
+DEVICE void wait_for_copies() {}
+#endif
+
+// Begins to copy vectors into a tile, zeros behind them and where there is none.
+template <int COUNT, int WIDTH, class Of>
+DEVICE void fetch_tile(R* tile, int line, int dim, const View<const double>& tensor, Of vector_of_row) {
+    const long long stride = tensor.stride[5];
+#pragma unroll 4
+    for (int i = threadIdx.x; i < COUNT * (WIDTH / 2); i += THREADS) {
+        const int row = i / (WIDTH / 2), d = i % (WIDTH / 2) * 2;
+        const double* const from = vector_of_row(row);
+        double* const to = tile + row * line + d;
+        const int there = from ? least(most(dim - d, 0), 2) : 0;
+        if (!there || is_packed(from, stride)) {
+            copy_ahead(to, there ? from + d : tensor.data, there * 8);
+        } else {
+#pragma unroll
+            for (int n = 0; n < 2; ++n) to[n] = n < there ? from[(d + n) * stride] : 0;
+        }
+    }
+}
+#endif
 
 // The sum, and the largest, of the threads of a row.
 DEVICE R row_sum(R x) {
@@ -158,16 +198,15 @@ DEVICE void add_value(R (&output)[OF_THREAD], R weight, const R* value, int plac
 
 extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Boxes boxes) {
     DYNAMIC_SHARED(Wide, memory);
-    __shared__ long long key_at[BK], value_at[BK];
-    __shared__ int key_position[3][BK];
+    // Of the tile that slow warps are at, of the next, and of the one that is copied.
+    __shared__ long long key_at[3][BK], value_at[3][BK];
+    __shared__ int key_position[3][3][BK];
     R* const queries = (R*)memory;
-    R* const keys = queries + BQ * LINE;
-#if DMMA
-    R* const values = SEPARATE ? keys + BK * LINE : keys;
-#else
+    R* const tiles = queries + BQ * LINE;
+#if !DMMA
     // Keys and values take turns in the same place.
-    R* const values = keys;
-    R* const weights = keys + BK * (LINE > LINE_V ? LINE : LINE_V);
+    R *const keys = tiles, *const values = tiles;
+    R* const weights = tiles + BK * (LINE > LINE_V ? LINE : LINE_V);
 #endif
     const Tensors t = TENSORS;
 #if DMMA
@@ -241,48 +280,86 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Bo
         return is_query ? vector_at(t.query, here.b, at, here.h) : nullptr;
     });
 
+    // Says of the keys of a tile where they are; whether every query of the box sees this thread's key.
+    const auto describe = [&](int first, int place) {
+        if (threadIdx.x >= BK) return true;
+        int of_box = first + threadIdx.x, at[3];
+        const bool is_key = of_box < count;
+        bool seen_by_all = is_key;
+        if (!is_key) of_box = 0;
+#pragma unroll
+        for (int a = 2; a >= 0; --a) {
+            const int p = span[a].start + of_box % extent[a];
+            of_box /= extent[a];
+            // No query sees a position below 0.
+            key_position[place][a][threadIdx.x] = is_key ? p : -1;
+            seen_by_all = seen_by_all && p >= common[a].start && p < common[a].end;
+            at[a] = here.group[a] + p * z.axes[a].dilation;
+        }
+        key_at[place][threadIdx.x] = is_key ? vector_at(t.key, here.b, at, site[0].hkv) - t.key.data : -1;
+        value_at[place][threadIdx.x] = is_key ? vector_at(t.value, here.b, at, site[0].hkv) - t.value.data : -1;
+        return seen_by_all;
+    };
+#if DMMA
+    const auto fetch = [&](int place, int slot) {
+        R* const keys = tiles + slot * BK * (LINE + LINE_V);
+        fetch_tile<BK, DIM>(keys, LINE, z.dim, t.key, [&](int r) { return key_at[place][r] < 0 ? nullptr : t.key.data + key_at[place][r]; });
+        fetch_tile<BK, DIM_V>(keys + BK * LINE, LINE_V, z.dim_v, t.value, [&](int r) { return value_at[place][r] < 0 ? nullptr : t.value.data + value_at[place][r]; });
+        commit_copies();
+    };
+    double held[HELD ? DIM / 8 : 1][ROWS][2];
+    const auto query_fragment = [&](int d, double (&q)[ROWS][2]) {
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i) {
+            const Wide two = *(const Wide*)(queries + ROW(i) * LINE + d + lane % 4 * 2);
+            q[i][0] = two.number[0];
+            q[i][1] = two.number[1];
+        }
+    };
+    bool next_seen = count > 0 && describe(0, 0);
+    __syncthreads();
+    if (count > 0) fetch(0, 0);
+    if (HELD)
+#pragma unroll
+        for (int d = 0; d < DIM; d += 8) query_fragment(d, held[d / 8]);
+
+    int place = 0, slot = 0;
+    for (int first = 0; first < count; first += BK, place = place == 2 ? 0 : place + 1, slot ^= 1) {
+        const bool seen_by_all = next_seen, has_next = first + BK < count;
+        const int next = place == 2 ? 0 : place + 1;
+        if (has_next) next_seen = describe(first + BK, next);
+        wait_for_copies();
+        // Then no pair of the tile is looked at for its place. Every warp is done with the tile before.
+        const bool is_full = __syncthreads_and(seen_by_all);
+        if (has_next) fetch(next, slot ^ 1);
+        const R* const keys = tiles + slot * BK * (LINE + LINE_V);
+        const R* const values = keys + BK * LINE;
+        // Where every pair counts, what is not finite needs no care.
+        bool all_finite = true;
+        if (!is_full || Window::MASKED) {
+            for (int i = threadIdx.x; i < BK * (DIM_V / 2); i += THREADS) {
+                const Wide two = *(const Wide*)(values + i / (DIM_V / 2) * LINE_V + i % (DIM_V / 2) * 2);
+                all_finite = all_finite && two.number[0] - two.number[0] == 0 && two.number[1] - two.number[1] == 0;
+            }
+            all_finite = __syncthreads_and(all_finite);
+        }
+#else
+    const int place = 0;
     for (int first = 0; first < count; first += BK) {
         __syncthreads();
-        bool seen_by_all = true;
-        if (threadIdx.x < BK) {
-            int of_box = first + threadIdx.x, at[3];
-            const bool is_key = seen_by_all = of_box < count;
-            if (!is_key) of_box = 0;
-#pragma unroll
-            for (int a = 2; a >= 0; --a) {
-                const int p = span[a].start + of_box % extent[a];
-                of_box /= extent[a];
-                // No query sees a position below 0.
-                key_position[a][threadIdx.x] = is_key ? p : -1;
-                seen_by_all = seen_by_all && p >= common[a].start && p < common[a].end;
-                at[a] = here.group[a] + p * z.axes[a].dilation;
-            }
-            key_at[threadIdx.x] = is_key ? vector_at(t.key, here.b, at, site[0].hkv) - t.key.data : -1;
-            value_at[threadIdx.x] = is_key ? vector_at(t.value, here.b, at, site[0].hkv) - t.value.data : -1;
-        }
+        const bool seen_by_all = describe(first, place);
         // Then no pair of the tile is looked at for its place.
         const bool is_full = __syncthreads_and(seen_by_all);
-        const auto load_values = [&] {
-            return load_tile<BK, DIM_V>(values, LINE_V, z.dim_v, t.value.stride[5], [&](int r) { return value_at[r] < 0 ? nullptr : t.value.data + value_at[r]; });
-        };
-        load_tile<BK, DIM>(keys, LINE, z.dim, t.key.stride[5], [&](int r) { return key_at[r] < 0 ? nullptr : t.key.data + key_at[r]; });
-#if SEPARATE
-        const bool all_finite = __syncthreads_and(load_values());
-#else
+        load_tile<BK, DIM>(keys, LINE, z.dim, t.key.stride[5], [&](int r) { return key_at[place][r] < 0 ? nullptr : t.key.data + key_at[place][r]; });
         __syncthreads();
 #endif
 
         R scores[ROWS][COLUMNS] = {};
 #if DMMA
-#pragma unroll 2
+#pragma unroll(HELD ? DIM / 8 : 2)
         for (int d = 0; d < DIM; d += 8) {
-            double q[ROWS][2];
-#pragma unroll
-            for (int i = 0; i < ROWS; ++i) {
-                const Wide two = *(const Wide*)(queries + ROW(i) * LINE + d + lane % 4 * 2);
-                q[i][0] = two.number[0];
-                q[i][1] = two.number[1];
-            }
+            if (!HELD) query_fragment(d, held[0]);
+            const double (&q)[ROWS][2] = held[HELD ? d / 8 : 0];
 #pragma unroll
             for (int n = 0; n < BK / 8; ++n) {
                 const Wide k = *(const Wide*)(keys + (n * 8 + lane / 4) * LINE + d + lane % 4 * 2);
@@ -305,81 +382,87 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Bo
                     for (int j = 0; j < COLUMNS; ++j) scores[i][j] += q[i].number[n] * k[j].number[n];
         }
 #endif
-#if !SEPARATE
+#if !DMMA
         __syncthreads();
-        const bool finite = load_values();
+        const bool finite = load_tile<BK, DIM_V>(values, LINE_V, z.dim_v, t.value.stride[5], [&](int r) { return value_at[place][r] < 0 ? nullptr : t.value.data + value_at[place][r]; });
 #endif
 
+        // Scores become weights. Of a tile that is seen whole the places of its pairs do not matter, and where a program
+        // does not look at them either nothing branches.
+        const auto weigh = [&](auto whole) {
+            constexpr bool FULL = decltype(whole)::value;
 #pragma unroll
-        for (int i = 0; i < ROWS; ++i) {
-            const auto of_mask = Window::fix_mask(t, site[i], row[i]);
-            const auto of_stages = Window::fix_stages(t, site[i], row[i]);
-            unsigned live = 0;
-            R largest = -R_INF;
-            // What of a pair is of use again: its score.
+            for (int i = 0; i < ROWS; ++i) {
+                const auto of_mask = Window::fix_mask(t, site[i], row[i]);
+                const auto of_stages = Window::fix_stages(t, site[i], row[i]);
+                unsigned live = 0;
+                R largest = -R_INF;
+                // What of a pair is of use again: its score.
 #pragma unroll
-            for (int j = 0; j < COLUMNS; ++j) {
-                const Site at = site_of_pair(z, here, site[i], key_position, COLUMN(j));
-                bool counts = true;
-                if (!is_full) {
+                for (int j = 0; j < COLUMNS; ++j) {
+                    const Site at = site_of_pair(z, here, site[i], key_position[place], COLUMN(j));
+                    bool counts = true;
+                    if (!FULL) {
 #pragma unroll
-                    for (int a = 0; a < 3; ++a) {
-                        const int p = key_position[a][COLUMN(j)];
-                        counts = counts && p >= seen[i][a].start && p < seen[i][a].end;
+                        for (int a = 0; a < 3; ++a) {
+                            const int p = key_position[place][a][COLUMN(j)];
+                            counts = counts && p >= seen[i][a].start && p < seen[i][a].end;
+                        }
                     }
-                }
-                if (counts) counts = Window::mask(t, at, row[i], of_mask);
-                scores[i][j] *= (R)z.scale;
-                if (!counts) continue;
-                live |= 1u << j;
-                if (t.rpb.data) {
-                    int entry[3];
-                    bias_entry(z, at, entry);
-                    scores[i][j] += bias_of(t.rpb, at, entry);
-                }
+                    if (counts) counts = Window::mask(t, at, row[i], of_mask);
+                    scores[i][j] *= (R)z.scale;
+                    if (!counts) continue;
+                    live |= 1u << j;
+                    if (t.rpb.data) {
+                        int entry[3];
+                        bias_entry(z, at, entry);
+                        scores[i][j] += bias_of(t.rpb, at, entry);
+                    }
 #if EXPONENTIAL >= 0
-                R elements[STAGES] = {};
-                Window::stages(t, at, row[i], {scores[i][j], 0, 0, 0}, of_stages, elements);
-                if (elements[EXPONENTIAL] > largest) largest = elements[EXPONENTIAL];
-#endif
-            }
-            alive[i] = alive[i] || live != 0;
-#if EXPONENTIAL >= 0
-            largest = row_most(largest);
-            if (largest > peak[i]) {
-                const R factor = f_exp(peak[i] - largest);
-                running[i][EXPONENTIAL].value *= factor;
-                running[i][EXPONENTIAL].peak = peak[i] = row[i].shift = largest;
-#pragma unroll
-                for (int e = 0; e < OF_THREAD; ++e) output[i][e] *= factor;
-            }
-#endif
-            const auto of_local = Window::fix_local(t, site[i], row[i]);
-#pragma unroll
-            for (int j = 0; j < COLUMNS; ++j) {
-                R w[1] = {(R)-0.0};
-                if (live >> j & 1) {
-                    const Site at = site_of_pair(z, here, site[i], key_position, COLUMN(j));
-                    const Pair x = {scores[i][j], 0, 0, 0};
                     R elements[STAGES] = {};
+                    Window::stages(t, at, row[i], {scores[i][j], 0, 0, 0}, of_stages, elements);
+                    if (elements[EXPONENTIAL] > largest) largest = elements[EXPONENTIAL];
+#endif
+                }
+                alive[i] = alive[i] || live != 0;
+#if EXPONENTIAL >= 0
+                largest = row_most(largest);
+                if (largest > peak[i]) {
+                    const R factor = f_exp(peak[i] - largest);
+                    running[i][EXPONENTIAL].value *= factor;
+                    running[i][EXPONENTIAL].peak = peak[i] = row[i].shift = largest;
+#pragma unroll
+                    for (int e = 0; e < OF_THREAD; ++e) output[i][e] *= factor;
+                }
+#endif
+                const auto of_local = Window::fix_local(t, site[i], row[i]);
+#pragma unroll
+                for (int j = 0; j < COLUMNS; ++j) {
+                    // Of a pair that does not count too, so that nothing branches: what it reads is there.
+                    const bool counts = live >> j & 1;
+                    const Site at = site_of_pair(z, here, site[i], key_position[place], COLUMN(j));
+                    const Pair x = {scores[i][j], 0, 0, 0};
+                    R elements[STAGES] = {}, w[1];
                     Window::stages(t, at, row[i], x, of_stages, elements);
                     Window::local(t, at, row[i], x, of_local, w);
-                    w[0] += 0;
+                    w[0] = counts ? w[0] + 0 : (R)-0.0;
 #pragma unroll
                     for (int k = 0; k < STAGES; ++k) {
                         // What the weight is made of too: its peak is that of the tile.
-                        if (k == EXPONENTIAL) running[i][k].value += f_exp(elements[k] - row[i].shift);
-                        else if (is_swept(k)) add_element(stage_kind(k), running[i][k], elements[k]);
+                        if (k == EXPONENTIAL) running[i][k].value += counts ? f_exp(elements[k] - row[i].shift) : (R)0;
+                        else if (is_swept(k) && counts) add_element(stage_kind(k), running[i][k], elements[k]);
                     }
-                }
 #if DMMA
-                scores[i][j] = w[0];
+                    scores[i][j] = w[0];
 #else
-                weights[ROW(i) * LINE_P + COLUMN(j)] = w[0];
+                    weights[ROW(i) * LINE_P + COLUMN(j)] = w[0];
 #endif
+                }
             }
-        }
-#if !SEPARATE
+        };
+        if (is_full) weigh(Whole<true>());
+        else weigh(Whole<false>());
+#if !DMMA
         const bool all_finite = __syncthreads_and(finite);
 #endif
         if (!all_finite) {
@@ -410,13 +493,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Bo
                 w[i][1] = scores[i][k / 4 + 1];
             }
 #pragma unroll
-            for (int d = 0; d < DIM_V; d += 16) {
-                // Of two keys, a column of this product and one of the next.
-                const double* const value = values + (k + lane % 4 * 2) * LINE_V + d + lane / 4 * 2;
-                const Wide v0 = *(const Wide*)value, v1 = *(const Wide*)(value + LINE_V);
-                const int e = d / 4;
-                multiply(output[0][e], output[0][e + 2], output[1][e], output[1][e + 2], w, v0.number[0], v1.number[0]);
-                multiply(output[0][e + 1], output[0][e + 3], output[1][e + 1], output[1][e + 3], w, v0.number[1], v1.number[1]);
+            for (int n = 0; n < DIM_V / 8; ++n) {
+                const double* const value = values + (k + lane % 4 * 2) * LINE_V + n * 8 + lane / 4;
+                multiply(output[0][2 * n], output[0][2 * n + 1], output[1][2 * n], output[1][2 * n + 1], w, value[0], value[LINE_V]);
             }
         }
 #else

@@ -103,8 +103,11 @@ impl<'p> Functions<'p> {
     /// [`natten_core::Error::Unsupported`] for what cannot be rendered.
     pub(super) fn text(&self, wanted: &[Wanted<'_>]) -> Result<String> {
         let name = if self.is_additional { "Additional" } else { "Window" };
-        let mut text =
-            format!("struct {name} {{\n    static constexpr bool ADDITIONAL = {};\n", self.is_additional);
+        let mut text = format!(
+            "struct {name} {{\n    static constexpr bool ADDITIONAL = {}, MASKED = {};\n",
+            self.is_additional,
+            self.lowered.mask.is_some()
+        );
         let mut graph = self.lowered.graph.clone();
         let mask = match self.lowered.mask {
             Some(mask) => mask,

@@ -6,14 +6,15 @@ use super::{Builder, text};
 use crate::NAME;
 use crate::family::{Argument, Step};
 
-/// Queries of a box.
-const QUERIES: [u64; 2] = [64, 32];
-
 /// Shared memory that the kernel declares itself, at most.
-const OWN_BYTES: u64 = 2048;
+const OWN_BYTES: u64 = 6 << 10;
 
-/// Blocks that a multiprocessor shall have room for, so that one computes while the other waits.
-const RESIDENT: u64 = 2;
+/// Queries of a box, keys of a tile, and blocks that a multiprocessor shall have room for, from best to worst.
+const SHAPES: [(u64, u64, u64); 2] = [(64, 64, 1), (32, 32, 1)];
+
+/// The same on tensor cores, which are to be fed by eight warps: of two blocks, so that one computes while the other waits,
+/// or of one. Scores, which grow with the keys, and output share the registers.
+const DMMA_SHAPES: [(u64, u64, u64); 4] = [(64, 32, 2), (128, 16, 1), (64, 16, 1), (32, 16, 1)];
 
 /// The sizes that the kernel is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +23,6 @@ struct Shape {
     keys: u64,
     /// Whether the products run on the tensor cores of f64.
     is_dmma: bool,
-    /// Whether keys and values have places of their own.
-    is_separate: bool,
 }
 
 impl Shape {
@@ -35,18 +34,11 @@ impl Shape {
             && matches!(builder.target.arch, (8, 0) | (9, 0))
             && problem.head_dim_v() <= 128;
         let room = u64::from(builder.target.shared_bytes);
-        let shapes = QUERIES.into_iter().flat_map(|queries| {
-            // Scores and output share the registers.
-            let keys = if is_dmma && problem.head_dim_v() > 64 { 32 } else { queries };
-            let shared = Self { queries, keys, is_dmma, is_separate: false };
-            [Self { is_separate: true, ..shared }, shared]
+        let shapes = if is_dmma { &DMMA_SHAPES[..] } else { &SHAPES[..] };
+        let mut shapes = shapes.iter().filter_map(|&(queries, keys, blocks)| {
+            let shape = Self { queries, keys, is_dmma };
+            (blocks * (shape.shared_bytes(builder) + OWN_BYTES) <= room).then_some(shape)
         });
-        let fits = |shape: &Self| {
-            let blocks = if shape.is_separate { RESIDENT } else { 1 };
-            let is_there = !shape.is_separate || shape.is_dmma;
-            is_there && blocks * (shape.shared_bytes(builder) + OWN_BYTES) <= room
-        };
-        let mut shapes = shapes.filter(fits);
         shapes.next().ok_or_else(|| {
             let what = format!("vectors of {} numbers", problem.head_dim().max(problem.head_dim_v()));
             Error::unsupported(NAME, what, "tiles of them do not fit shared memory")
@@ -59,7 +51,8 @@ impl Shape {
         let line = |dim: usize, padding: u64| dim.next_multiple_of(32) as u64 * builder.real() + padding;
         let query = line(builder.problem.head_dim(), of_vector);
         let value = line(builder.problem.head_dim_v(), of_value);
-        let streamed = if self.is_separate { query + value } else { query.max(value) };
+        // Tensor cores have a tile's keys and values at once, and the next ones behind them.
+        let streamed = if self.is_dmma { 2 * (query + value) } else { query.max(value) };
         let weights = if self.is_dmma { 0 } else { self.queries * (self.keys * builder.real() + 16) };
         self.queries * query + self.keys * streamed + weights
     }
@@ -72,14 +65,12 @@ impl Shape {
 }
 
 /// The defines of the kernel.
-pub(super) fn defines(builder: &Builder<'_>) -> Result<[(&'static str, String); 4]> {
+pub(super) fn defines(builder: &Builder<'_>) -> Result<[(&'static str, String); 3]> {
     let shape = Shape::choose(builder)?;
-    let flag = |is: bool| i32::from(is).to_string();
     Ok([
         ("BQ", shape.queries.to_string()),
         ("BK", shape.keys.to_string()),
-        ("DMMA", flag(shape.is_dmma)),
-        ("SEPARATE", flag(shape.is_separate)),
+        ("DMMA", i32::from(shape.is_dmma).to_string()),
     ])
 }
 
