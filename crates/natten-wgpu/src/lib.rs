@@ -24,6 +24,7 @@ mod render;
 mod row;
 mod sequence;
 mod signal;
+mod spirv;
 mod target;
 mod template;
 #[cfg(test)]
