@@ -17,6 +17,8 @@ mod family_tests;
 mod generic;
 mod gpu;
 mod matrix;
+#[cfg(test)]
+mod matrix_tests;
 mod memory;
 mod plan;
 mod rate;
