@@ -27,7 +27,11 @@ pub(crate) const FEATURES: wgpu::Features = wgpu::Features::SHADER_F64
     .union(wgpu::Features::SHADER_INT64)
     .union(wgpu::Features::SHADER_F16)
     .union(wgpu::Features::SUBGROUP)
-    .union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+    .union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
+    .union(PASSTHROUGH);
+
+/// Shaders in the driver's own language: Vulkan's cooperative matrices need them, see [`crate::spirv`].
+pub(crate) const PASSTHROUGH: wgpu::Features = wgpu::Features::PASSTHROUGH_SHADERS;
 
 impl Adapters {
     /// Looks for adapters.
@@ -139,7 +143,10 @@ pub(crate) fn subgroup(adapter: &wgpu::Adapter) -> Option<u32> {
 /// The largest square matrices of f16 with sums in f32.
 fn matrices(adapter: &wgpu::Adapter) -> Option<Matrices> {
     use wgpu::CooperativeScalarType::{F16, F32};
-    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+    let mut needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+    if adapter.get_info().backend == wgpu::Backend::Vulkan {
+        needed |= PASSTHROUGH;
+    }
     let lanes = subgroup(adapter).filter(|_| adapter.features().contains(needed))?;
     let offered = adapter.cooperative_matrix_properties();
     let has = |&edge: &u32| {

@@ -6,6 +6,7 @@ use natten_conformance::run_all;
 use natten_core::Error;
 
 use crate::family::Family;
+use crate::gpu::tests::REQUIRABLE;
 use crate::target::{Matrices, Target};
 use crate::{NAME, Options, WgpuBackend};
 
@@ -15,7 +16,7 @@ fn run(cases: &[&str], edit: impl FnOnce(&mut Target)) {
     let mut backend = match WgpuBackend::new(&Options::from_environment()) {
         Ok(backend) => backend,
         Err(Error::Unavailable { .. }) => {
-            let required = natten_conformance::required_backends(&["cpu", "cuda", "wgpu", "neuron"]).unwrap();
+            let required = natten_conformance::required_backends(&REQUIRABLE).unwrap();
             assert!(!required.iter().any(|name| name == NAME), "there is no adapter");
             return;
         }

@@ -11,6 +11,7 @@ use pollster::block_on;
 use crate::NAME;
 use crate::cache::DiskCache;
 use crate::signal::signal;
+use crate::spirv::{self, Compiled};
 use crate::target::MOST_BINDING;
 
 /// A device, shared by everything that uses it.
@@ -24,6 +25,8 @@ pub(crate) struct Gpu {
     /// Bytes of the largest binding.
     pub(crate) most_binding: u64,
     is_checked: bool,
+    /// Whether it is Vulkan's, which has a memory model to be kept where there are cooperative matrices.
+    is_vulkan: bool,
     pipelines: Mutex<HashMap<String, Arc<wgpu::ComputePipeline>>>,
     cache: Option<DiskCache>,
     failures: Arc<Failures>,
@@ -70,6 +73,7 @@ impl Gpu {
             place: format!("{NAME}:{}", info.name),
             is_software: info.device_type == wgpu::DeviceType::Cpu,
             is_checked,
+            is_vulkan: info.backend == wgpu::Backend::Vulkan,
             pipelines: Mutex::default(),
             cache,
             failures,
@@ -85,7 +89,11 @@ impl Gpu {
         if let Some(pipeline) = known().get(source) {
             return Ok(Arc::clone(pipeline));
         }
-        let (pipeline, errors) = self.compile(label, source);
+        let spirv = match self.is_vulkan && source.contains(spirv::MATRICES) {
+            true => Some(spirv::compile(source, self.is_checked)?),
+            false => None,
+        };
+        let (pipeline, errors) = self.compile(label, source, spirv.as_ref());
         for error in errors {
             if let Some(error) = error.await {
                 self.check()?;
@@ -103,27 +111,24 @@ impl Gpu {
         Ok(pipeline)
     }
 
-    /// A pipeline, valid or not, and what will be known to be wrong with it.
-    fn compile(&self, label: &str, source: &str) -> (wgpu::ComputePipeline, [ErrorToCome; 2]) {
+    /// A pipeline, valid or not, and what will be known to be wrong with it: of a text, or of the SPIR-V that it is to be.
+    fn compile(
+        &self,
+        label: &str,
+        source: &str,
+        spirv: Option<&Compiled>,
+    ) -> (wgpu::ComputePipeline, [ErrorToCome; 2]) {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
-        let descriptor = wgpu::ShaderModuleDescriptor {
-            label: Some(label),
-            source: wgpu::ShaderSource::Wgsl(source.into()),
+        let module = match spirv {
+            Some(compiled) => self.module_of_words(label, &compiled.words),
+            None => self.module_of_text(label, source),
         };
-        let module = if self.is_checked {
-            self.device.create_shader_module(descriptor)
-        } else {
-            // SAFETY: The texts are this crate's own. Every index into a buffer follows from shapes that the plan has
-            // checked against the buffers' sizes, or is clamped into its axis; every loop ends.
-            unsafe {
-                let checks = wgpu::ShaderRuntimeChecks::unchecked();
-                self.device.create_shader_module_trusted(descriptor, checks)
-            }
-        };
+        // wgpu knows the bindings of texts alone.
+        let layout = spirv.map(|compiled| self.layout(label, &compiled.bindings));
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(label),
-            layout: None,
+            layout: layout.as_ref(),
             module: &module,
             entry_point: Some("main"),
             compilation_options: wgpu::PipelineCompilationOptions {
@@ -134,6 +139,64 @@ impl Gpu {
             cache: self.cache.as_ref().map(DiskCache::pipelines),
         });
         (pipeline, [Box::pin(internal.pop()), Box::pin(scope.pop())])
+    }
+
+    fn module_of_text(&self, label: &str, source: &str) -> wgpu::ShaderModule {
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(label),
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        };
+        if self.is_checked {
+            return self.device.create_shader_module(descriptor);
+        }
+        // SAFETY: The texts are this crate's own. Every index into a buffer follows from shapes that the plan has checked
+        // against the buffers' sizes, or is clamped into its axis; every loop ends.
+        unsafe {
+            self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+        }
+    }
+
+    fn module_of_words(&self, label: &str, words: &[u32]) -> wgpu::ShaderModule {
+        let main = wgpu::PassthroughShaderEntryPoint {
+            name: "main".into(),
+            // Metal's alone.
+            workgroup_size: (0, 0, 0),
+        };
+        // SAFETY: naga has validated one of this crate's own texts, for which the argument of `module_of_text` holds, and
+        // written the words; what `spirv::compile` adds makes accesses known to more invocations, never to fewer. The
+        // device has the capabilities: planners look for its features before they take such a text.
+        unsafe {
+            self.device.create_shader_module_passthrough(wgpu::ShaderModuleDescriptorPassthrough {
+                label: Some(label),
+                entry_points: vec![main].into(),
+                spirv: Some(words.into()),
+                ..Default::default()
+            })
+        }
+    }
+
+    /// The layout of storage buffers: of each the number of its binding, and whether it is only read.
+    fn layout(&self, label: &str, bindings: &[(u32, bool)]) -> wgpu::PipelineLayout {
+        let entry = |&(binding, read_only): &(u32, bool)| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage { read_only },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        };
+        let entries: Vec<_> = bindings.iter().map(entry).collect();
+        let group = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(label),
+            entries: &entries,
+        });
+        self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(label),
+            bind_group_layouts: &[Some(&group)],
+            immediate_size: 0,
+        })
     }
 
     /// Keeps the compiled pipelines for other processes, where that can be done.
@@ -212,16 +275,20 @@ pub(crate) fn failed(error: impl std::fmt::Display) -> Error {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use natten_core::{Backend, HostTensor, OpRequest, PlanOptions, Problem};
+    use natten_core::{Backend, DType, HostTensor, OpRequest, PlanOptions, Problem};
     use pollster::block_on;
 
     use super::*;
+    use crate::memory::memory_of;
     use crate::{Options, WgpuBackend};
+
+    /// What `NATTEN_REQUIRE` may name; the last is that the device has cooperative matrices.
+    pub(crate) const REQUIRABLE: [&str; 5] = ["cpu", "cuda", NAME, "neuron", "wgpu-matrices"];
 
     /// The best adapter's device, where there is an adapter.
     pub(crate) fn backend() -> Option<WgpuBackend> {
         let backend = WgpuBackend::new(&Options::from_environment());
-        let required = natten_conformance::required_backends(&["cpu", "cuda", "wgpu", "neuron"]).unwrap();
+        let required = natten_conformance::required_backends(&REQUIRABLE).unwrap();
         assert!(
             backend.is_ok() || !required.iter().any(|name| name == NAME),
             "wgpu is required: {backend:?}"
@@ -246,6 +313,74 @@ pub(crate) mod tests {
         assert!(block_on(backend.gpu().pipeline("whole", whole)).is_ok());
     }
 
+    /// What a workgroup of a shader leaves in its last buffer, of so many f32; what is given is its first.
+    pub(crate) fn left_by(
+        backend: &WgpuBackend,
+        pipeline: &wgpu::ComputePipeline,
+        given: Option<HostTensor>,
+        len: usize,
+    ) -> Vec<f64> {
+        let (gpu, queue) = (backend.gpu(), backend.queue().unwrap());
+        let left = backend.upload(&*queue, HostTensor::zeros(DType::F32, &[len]).unwrap()).unwrap();
+        let given = given.map(|host| backend.upload(&*queue, host).unwrap());
+        let entries: Vec<_> = given
+            .iter()
+            .chain([&left])
+            .zip(0..)
+            .map(|(tensor, binding)| {
+                let resource = memory_of(gpu, "tensor", tensor).unwrap().buffer.as_entire_binding();
+                wgpu::BindGroupEntry { binding, resource }
+            })
+            .collect();
+        let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            pass.set_pipeline(pipeline);
+            pass.set_bind_group(0, &group, &[]);
+            pass.dispatch_workgroups(1, 1, 1);
+        }
+        gpu.queue.submit([encoder.finish()]);
+        block_on(backend.download(&*queue, &left)).unwrap().to_f64()
+    }
+
+    /// The way of shaders with cooperative matrices, for one without, which every driver of Vulkan takes.
+    #[test]
+    fn pipelines_of_spirv_do_what_those_of_text_do() {
+        let Some(backend) = backend() else { return };
+        let gpu = backend.gpu();
+        if !gpu.device.features().contains(crate::adapters::PASSTHROUGH) {
+            return;
+        }
+        let source = "
+@group(0) @binding(1) var<storage, read_write> left: array<f32>;
+@group(0) @binding(0) var<storage, read> given: array<f32>;
+var<workgroup> shared_numbers: array<f32, 64>;
+@compute @workgroup_size(64)
+fn main(@builtin(local_invocation_index) lane: u32) {
+    shared_numbers[lane] = given[lane];
+    workgroupBarrier();
+    for (var i = 0u; i < 3u; i++) { left[lane] += shared_numbers[63u - lane]; }
+}
+";
+        let given = || HostTensor::from_fn(DType::F32, &[64], |i| i as f64).ok();
+        let of_text = block_on(gpu.pipeline("text", source)).unwrap();
+        let expected = left_by(&backend, &of_text, given(), 64);
+        assert_eq!(expected[5], 3.0 * 58.0);
+        for is_checked in [false, true] {
+            let compiled = spirv::compile(source, is_checked).unwrap();
+            let (pipeline, errors) = gpu.compile("words", source, Some(&compiled));
+            for error in errors {
+                assert!(block_on(error).is_none());
+            }
+            assert_eq!(left_by(&backend, &pipeline, given(), 64), expected);
+        }
+    }
+
     #[test]
     fn complaints_are_errors_of_the_next_call_alone() {
         let Some(backend) = backend() else { return };
@@ -261,11 +396,11 @@ pub(crate) mod tests {
     fn lost_devices_say_so() {
         let Some(backend) = backend() else { return };
         let window = natten_core::geometry::Neighborhood::full(4, 4, None).unwrap();
-        let problem = Problem::builder(window, natten_core::DType::F32).head_dim(4).build().unwrap();
+        let problem = Problem::builder(window, DType::F32).head_dim(4).build().unwrap();
         let (request, options) = (OpRequest::forward(&problem), PlanOptions::default());
         let plan = block_on(backend.plan(&problem, &request, &options)).unwrap();
         let queue = backend.queue().unwrap();
-        let host = HostTensor::zeros(natten_core::DType::F32, &[1, 4, 1, 4]).unwrap();
+        let host = HostTensor::zeros(DType::F32, &[1, 4, 1, 4]).unwrap();
         let tensor = backend.upload(&*queue, host).unwrap();
         backend.gpu().device.destroy();
         let is_lost = |error: Error| {
@@ -275,7 +410,7 @@ pub(crate) mod tests {
         is_lost(backend.queue().unwrap_err());
         is_lost(block_on(backend.download(&*queue, &tensor)).unwrap_err());
         is_lost(plan.new_workspace().unwrap_err());
-        let other = Problem::builder(problem.neighborhood().clone(), natten_core::DType::F32).head_dim(5);
+        let other = Problem::builder(problem.neighborhood().clone(), DType::F32).head_dim(5);
         let other = other.build().unwrap();
         let request = OpRequest::forward(&other);
         is_lost(block_on(backend.plan(&other, &request, &options)).map(drop).unwrap_err());

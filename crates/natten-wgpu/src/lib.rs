@@ -17,6 +17,8 @@ mod family_tests;
 mod generic;
 mod gpu;
 mod matrix;
+#[cfg(test)]
+mod matrix_tests;
 mod memory;
 mod plan;
 mod rate;
@@ -24,6 +26,7 @@ mod render;
 mod row;
 mod sequence;
 mod signal;
+mod spirv;
 mod target;
 mod template;
 #[cfg(test)]

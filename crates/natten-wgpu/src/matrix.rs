@@ -12,6 +12,7 @@ use natten_core::{DType, Op, OpRequest, PlanOptions, Problem, Role};
 
 use crate::boxes::Boxes;
 use crate::sequence::Packed;
+use crate::spirv::MATRICES;
 use crate::target::{Matrices, Target};
 use crate::template::Fill;
 
@@ -146,11 +147,8 @@ impl Shape {
     }
 
     /// What the text begins with.
-    pub(crate) const fn directives(&self) -> &'static str {
-        match self.matrices.is_native {
-            true => "enable f16;\nenable wgpu_cooperative_matrix;\n",
-            false => "enable f16;\n",
-        }
+    pub(crate) fn directives(&self) -> String {
+        "enable f16;\n".to_owned() + if self.matrices.is_native { MATRICES } else { "" }
     }
 
     /// Declarations of the shape.
@@ -412,7 +410,7 @@ impl Matrices {
     }
 
     /// A sum of products, 0.
-    fn declare(&self, name: &str) -> String {
+    pub(crate) fn declare(&self, name: &str) -> String {
         match self.is_native {
             true => format!("var {name} = {}();\n", self.ty('C')),
             false => format!("var {name} = Piece();\n"),
@@ -420,7 +418,15 @@ impl Matrices {
     }
 
     /// A factor, from an array of workgroup memory, in rows or in columns of `stride` cells.
-    fn load(&self, name: &str, role: char, array: &str, at: &str, stride: &str, in_rows: bool) -> String {
+    pub(crate) fn load(
+        &self,
+        name: &str,
+        role: char,
+        array: &str,
+        at: &str,
+        stride: &str,
+        in_rows: bool,
+    ) -> String {
         let t = if in_rows { "T" } else { "" };
         match self.is_native {
             true => format!("let {name} = coopLoad{t}<{}>(&{array}[{at}], {stride});\n", self.ty(role)),
@@ -430,7 +436,7 @@ impl Matrices {
     }
 
     /// Adds a product: of queries and keys for `scores`, of weights and values for `values`.
-    fn multiply_add(&self, sum: &str, a: &str, b: &str, what: &str) -> String {
+    pub(crate) fn multiply_add(&self, sum: &str, a: &str, b: &str, what: &str) -> String {
         match self.is_native {
             true => format!("{sum} = coopMultiplyAdd({a}, {b}, {sum});\n"),
             false => format!("add_{what}(&{sum}, member, {a}, {b});\n"),
@@ -438,7 +444,7 @@ impl Matrices {
     }
 
     /// Stores a sum among the scores.
-    fn store(&self, name: &str, at: &str) -> String {
+    pub(crate) fn store(&self, name: &str, at: &str) -> String {
         match self.is_native {
             true => format!("coopStoreT({name}, &scores[{at}], SCORE_STRIDE);\n"),
             false => format!("store_piece({name}, member, {at});\n"),
@@ -446,7 +452,7 @@ impl Matrices {
     }
 
     /// Takes a sum back from the scores.
-    fn load_again(&self, name: &str, at: &str) -> String {
+    pub(crate) fn load_again(&self, name: &str, at: &str) -> String {
         match self.is_native {
             true => format!("{name} = coopLoadT<{}>(&scores[{at}], SCORE_STRIDE);\n", self.ty('C')),
             false => format!("{name} = load_piece(member, {at});\n"),

@@ -7,6 +7,7 @@ use natten_core::{DType, Result};
 use pollster::block_on;
 
 use crate::WgpuBackend;
+use crate::spirv::MATRICES;
 use crate::target::Matrices;
 
 /// 16 independent chains of four multiply-adds in every invocation.
@@ -50,7 +51,7 @@ $CHAINS$
 }
 ";
 
-const MATRIX_CHAINS: usize = 8;
+pub(crate) const MATRIX_CHAINS: usize = 8;
 
 /// Subgroups of a workgroup of the matrix probe.
 const SUBGROUPS: u32 = 8;
@@ -77,7 +78,7 @@ pub(crate) fn matrix_probe(matrices: &Matrices, rounds: usize) -> String {
         .replace("$CHAINS$", &chains)
         .replace("$SUM$", &sum(MATRIX_CHAINS));
     format!(
-        "enable f16;\nenable wgpu_cooperative_matrix;\nconst ROUNDS: u32 = {rounds}u;\nconst EDGE: u32 = {edge}u;\n\
+        "enable f16;\n{MATRICES}const ROUNDS: u32 = {rounds}u;\nconst EDGE: u32 = {edge}u;\n\
          const CELLS: u32 = {}u;\n{text}",
         edge * edge / 4
     )

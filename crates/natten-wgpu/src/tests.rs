@@ -160,10 +160,18 @@ fn check(seen: &mut HashSet<(String, &'static str)>, name: &str, sequence: &Sequ
             .validate(&module)
             .unwrap_or_else(|e| panic!("{name}, {}: {}", run.label, e.emit_to_string(&run.source)));
         // Vulkan's compilers take cooperative matrices as SPIR-V alone.
-        if run.source.contains("coopLoad") {
-            let options = naga::back::spv::Options { lang_version: (1, 4), ..Default::default() };
-            let words = naga::back::spv::write_vec(&module, &info, &options, None);
-            assert!(words.is_ok(), "{name}, {}: {:?}", run.label, words.err());
+        if run.source.contains(crate::spirv::MATRICES) {
+            for is_checked in [false, true] {
+                let compiled = crate::spirv::compile(&run.source, is_checked).unwrap();
+                assert!(crate::spirv::tests::check(&compiled.words) > 0, "{name}, {}", run.label);
+                let bound: Vec<u32> = compiled.bindings.iter().map(|&(binding, _)| binding).collect();
+                assert_eq!(
+                    bound,
+                    (0..run.bindings.len() as u32).collect::<Vec<_>>(),
+                    "{name}, {}",
+                    run.label
+                );
+            }
         }
         // What the shader uses is what the step binds: layouts are made from the texts.
         let entry = info.get_entry_point(0);
@@ -181,12 +189,10 @@ fn naga_takes_the_probe_of_matrices() {
     for edge in [8, 16] {
         let matrices = Matrices { edge, lanes: 32, is_native: true };
         let source = crate::rate::matrix_probe(&matrices, 4);
-        let module =
-            naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
-        let capabilities =
-            naga::valid::Capabilities::SHADER_FLOAT16 | naga::valid::Capabilities::COOPERATIVE_MATRIX;
-        let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
-        validator.validate(&module).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
+        for is_checked in [false, true] {
+            let compiled = crate::spirv::compile(&source, is_checked).unwrap_or_else(|e| panic!("{e}"));
+            assert!(crate::spirv::tests::check(&compiled.words) > 0);
+        }
     }
 }
 

@@ -41,7 +41,7 @@ impl Builder<'_> {
                 .map(|packed| Binding::Packed { role: packed.role, is_written: packed.role == Role::Output }),
         );
         let functions = shape.constants() + &functions;
-        let source = shape.directives().to_owned() + &self.walk(&self.regions, MATRIX, fill, &functions);
+        let source = shape.directives() + &self.walk(&self.regions, MATRIX, fill, &functions);
         Ok(Run { label: "matrices".to_owned(), source, bindings, workgroups: shape.workgroups() })
     }
 
