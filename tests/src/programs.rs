@@ -176,6 +176,15 @@ fn packed(cases: &mut Cases) {
             }
         }
     }
+    // Additional tokens, which have neither function, behind keys that do.
+    for grid in [small().swap_remove(1), long()] {
+        for dtype in [DType::F16, DType::Bf16] {
+            let program = built(programs[1].1(&grid, Program::builder(grid.window.rank())));
+            let problem = grid.problem(dtype).head_dim(16).head_dim_v(24).program(program);
+            let name = format!("program-packed-extra-{}-{dtype}", grid.name);
+            cases.cases.push(case(name, problem.additional_tokens(75)).fused());
+        }
+    }
 }
 
 fn loads(cases: &mut Cases) {

@@ -105,7 +105,9 @@ impl Shape {
             shape.keys = std::array::from_fn(|a| chunk[a].min(union[a]));
             shape.stages = 3;
         }
-        shape.is_one_chunk = shape.keys == union && !is_paired && chunk == seen;
+        // Additional tokens are chunks of their own.
+        shape.is_one_chunk =
+            shape.keys == union && !is_paired && chunk == seen && problem.additional_tokens() == 0;
         shape.fit(problem, target, union)?;
         shape.whole = std::array::from_fn(|a| shape.keys[a] >= union[a]);
         Ok(shape)
@@ -177,11 +179,29 @@ impl Shape {
         self.keys[0] * self.keys[1] * (self.keys[2] + padding)
     }
 
+    /// Additional tokens that a warp takes at a time.
+    fn additional_chunk(&self, problem: &Problem) -> usize {
+        self.chunk_keys().min(problem.additional_tokens().next_multiple_of(16)).max(16)
+    }
+
+    /// Additional tokens of a box: as many chunks as are in a box of keys, one at least.
+    fn additional_keys(&self, problem: &Problem) -> usize {
+        let chunk = self.additional_chunk(problem);
+        let most = problem.additional_tokens().div_ceil(chunk).max(1);
+        (self.box_rows(problem) / chunk).clamp(1, most) * chunk
+    }
+
+    /// Rows of a box of either kind.
+    fn slot_rows(&self, problem: &Problem) -> usize {
+        let additional = if problem.additional_tokens() > 0 { self.additional_keys(problem) } else { 0 };
+        self.box_rows(problem).max(additional)
+    }
+
     /// Dynamic shared memory: the key boxes, and as many boxes of queries.
     pub(super) fn shared_bytes(&self, problem: &Problem) -> u32 {
         let queries: usize = self.query_tile().iter().product();
         let row = pieces(problem.head_dim()) + pieces(problem.head_dim_v());
-        let bytes = self.box_rows(problem) * row + queries * pieces(problem.head_dim());
+        let bytes = self.slot_rows(problem) * row + queries * pieces(problem.head_dim());
         (16 * self.stages * bytes) as u32
     }
 
@@ -198,8 +218,11 @@ impl Shape {
     }
 
     /// The kernel's constants.
-    pub(super) fn constants(&self) -> Vec<(String, usize)> {
+    pub(super) fn constants(&self, problem: &Problem) -> Vec<(String, usize)> {
         let mut constants = vec![
+            ("ADDITIONAL".to_owned(), problem.additional_tokens()),
+            ("ADDITIONAL_KEYS".to_owned(), self.additional_keys(problem)),
+            ("ADDITIONAL_CHUNK".to_owned(), self.additional_chunk(problem)),
             ("CHUNK_KEYS".to_owned(), self.chunk_keys()),
             ("ONE_CHUNK".to_owned(), usize::from(self.is_one_chunk)),
             ("STAGES".to_owned(), self.stages),
@@ -312,6 +335,20 @@ mod tests {
         let shape = shape(&axes, 64, (9, 0));
         assert_eq!((shape.query_tile(), shape.keys, shape.chunk), ([4, 4, 4], [2, 10, 10], [1, 8, 8]));
         assert_eq!((shape.blocks, shape.whole), (3, [false, true, true]));
+    }
+
+    #[test]
+    fn additional_tokens_come_in_whole_chunks_that_the_ring_has_room_for() {
+        let neighborhood = Neighborhood::new(&[AxisParams::new(40, 3), AxisParams::new(40, 3)]).unwrap();
+        for (tokens, chunk, keys) in [(1, 16, 16), (16, 16, 16), (17, 32, 32), (500, 48, 96)] {
+            let builder = Problem::builder(neighborhood.clone(), DType::F16).head_dim(32);
+            let problem = builder.additional_tokens(tokens).build().unwrap();
+            let shape = Shape::choose(&problem, &Target::of_arch(8, 6)).unwrap();
+            assert!(!shape.is_one_chunk);
+            let is = (shape.additional_chunk(&problem), shape.additional_keys(&problem));
+            assert_eq!(is, (chunk, keys), "{tokens}: {shape:?}");
+            assert!(shape.slot_rows(&problem) >= keys);
+        }
     }
 
     #[test]
