@@ -53,9 +53,9 @@ impl Family for Mma {
         options: &PlanOptions,
         target: &Target,
     ) -> Result<Sequence> {
-        check(problem, request, options, target)?;
+        check(problem, request, target)?;
         let functions = Functions::of(problem, request)?;
-        let shape = Shape::choose(problem, target)?;
+        let shape = Shape::choose(problem, options, target)?;
         let tiles = Tiles::new(problem.neighborhood(), shape.fragment, shape.chunk);
         Ok(Sequence {
             steps: vec![Step::Launch(kernel(problem, request, &shape, functions, target))],
@@ -63,22 +63,19 @@ impl Family for Mma {
             tables: Vec::new(),
             layout: Layout::Aligned,
             coverage: coverage_of(problem, &tiles),
-            config: shape.describe(problem.neighborhood().rank()),
+            config: shape.describe(problem),
         })
     }
 }
 
 /// Declines what the kernel does not compute.
-fn check(problem: &Problem, request: &OpRequest, options: &PlanOptions, target: &Target) -> Result<()> {
+fn check(problem: &Problem, request: &OpRequest, target: &Target) -> Result<()> {
     let decline = |what: String, why: &str| Err(Error::unsupported(NAME, what, why));
     if target.arch < (8, 0) {
         return decline(target.name(), "the kernel is made of instructions of sm_80");
     }
     if !matches!(problem.dtype(), DType::F16 | DType::Bf16) {
         return decline(problem.dtype().to_string(), "the tensor cores take 16 bits");
-    }
-    if options.query_tile.is_some() || options.key_tile.is_some() {
-        return decline("given boxes".to_owned(), "the mma.sync kernel chooses its own");
     }
     forward::check(problem, request)
 }
