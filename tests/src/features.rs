@@ -289,7 +289,7 @@ fn tiles(cases: &mut Vec<Case>) {
             [&[1, 1, 1], &[2, 3, 2], &[1, 2, 8], &[8, 8, 8]],
         ),
     ];
-    for (name, axes, shapes) in grids {
+    for (name, axes, shapes) in grids.clone() {
         for (q, query_tile) in shapes.into_iter().enumerate() {
             for (k, key_tile) in shapes.into_iter().enumerate() {
                 let problem =
@@ -297,6 +297,20 @@ fn tiles(cases: &mut Vec<Case>) {
                 let options = PlanOptions::default().query_tile(query_tile).key_tile(key_tile);
                 cases.push(case(format!("feature-tiles-{name}-{q}{k}"), problem).options(options));
             }
+        }
+    }
+    // Boxes of 64 and 128 queries, which kernels for matrix units have, of vectors that they take, and of keys that there are.
+    let sizes: [&[[&[usize]; 2]]; 3] = [
+        &[[&[64], &[16]], [&[128], &[20]]],
+        &[[&[4, 16], &[5, 6]], [&[8, 8], &[3, 4]], [&[16, 8], &[11, 7]]],
+        &[[&[4, 4, 4], &[2, 3, 4]], [&[2, 8, 4], &[4, 3, 2]]],
+    ];
+    for ((name, axes, _), sizes) in grids.iter().zip(sizes) {
+        for (turn, [query_tile, key_tile]) in sizes.iter().enumerate() {
+            let dtype = [DType::F16, DType::Bf16][turn % 2];
+            let problem = windows(axes, dtype).heads(2).heads_kv(1).head_dim(16).additional_tokens(3 * turn);
+            let options = PlanOptions::default().query_tile(query_tile).key_tile(key_tile);
+            cases.push(case(format!("feature-tiles-packed-{name}-{turn}-{dtype}"), problem).options(options));
         }
     }
 }

@@ -81,5 +81,8 @@ pub(crate) fn linear_cases() -> Vec<Case> {
         case.requests(single.into_iter().chain(jvp).chain(plain))
     };
     add("parts", 40, &gated(40), &with_state, &parts);
+    // Heads and tokens meet in elements of the captured tensor.
+    let crossed = |p: ProgramBuilder| p.capture(number("g", &[70, 70])).decay("-softplus(g[h, k] + g[k, h])");
+    add("crossed", 70, &crossed, &with_state, &as_it_is);
     cases
 }

@@ -126,6 +126,7 @@ pub(crate) fn program_cases() -> Vec<Case> {
     packed(&mut cases);
     requests(&mut cases);
     not_finite(&mut cases);
+    crossed(&mut cases);
     cases.cases
 }
 
@@ -173,6 +174,15 @@ fn packed(cases: &mut Cases) {
                 let name = format!("program-packed-{name}-{}-{dtype}", grid.name);
                 cases.cases.push(case(name, problem).fused());
             }
+        }
+    }
+    // Additional tokens, which have neither function, behind keys that do.
+    for grid in [small().swap_remove(1), long()] {
+        for dtype in [DType::F16, DType::Bf16] {
+            let program = built(programs[1].1(&grid, Program::builder(grid.window.rank())));
+            let problem = grid.problem(dtype).head_dim(16).head_dim_v(24).program(program);
+            let name = format!("program-packed-extra-{}-{dtype}", grid.name);
+            cases.cases.push(case(name, problem.additional_tokens(75)).fused());
         }
     }
 }
@@ -246,6 +256,39 @@ fn loads(cases: &mut Cases) {
             let p = p.capture(number("fixed", &[6]).constant()).capture(number("t", &[6]));
             p.score("score*fixed[k % 6] + t[q % 6]")
         },
+        as_is,
+    );
+}
+
+/// Loads of one tensor with an index at different axes, by which rows meet in an element: what runs beside each other must
+/// not add to its gradient at once.
+fn crossed(cases: &mut Cases) {
+    let grids = small();
+    let square = |grid: &Grid| number("t", &[grid.queries().max(HEADS); 2]);
+    cases.add(
+        "crossed-query-head",
+        &grids,
+        |grid, p| p.capture(square(grid)).score("score + t[q, h]*t[h, q]"),
+        as_is,
+    );
+    cases.add(
+        "crossed-coordinates",
+        &grids[1..2],
+        |_, p| {
+            p.capture(number("t", &[HEADS, 6, 6])).score("score + t[h, q0, q1] - t[h, q1, q0]*t[h, k0, k1]")
+        },
+        as_is,
+    );
+    cases.add(
+        "crossed-batch-head",
+        &grids[..1],
+        |_, p| p.capture(number("t", &[HEADS; 2])).score("score*t[b, h] + t[h, b]"),
+        as_is,
+    );
+    cases.add(
+        "crossed-vectors",
+        &grids[..2],
+        |grid, p| p.capture(square(grid)).query_mod("x*t[q, h] + t[h, q]"),
         as_is,
     );
 }

@@ -7,6 +7,9 @@
 // so that the keys of a chunk, a box itself, are gathered into one run, and only the last 16 of a run are padded. The
 // bits that mask a row are made from a table of each axis: the columns of a chunk that lie before a coordinate.
 //
+// Additional tokens, which every query sees, come behind the key boxes of a query box, in boxes of their own, whose rows
+// are tokens one behind the other: their chunks need no addresses and no mask but at the last token.
+//
 // In front of this text stand forward_instructions.cu, forward_common.cu and forward_mma_instructions.cu, and in front of
 // all:
 //   ELEMENT_BF16          1 for bf16, 0 for f16
@@ -17,6 +20,7 @@
 //   KEYS0 to 2            the key box; WHOLE0 to 2 1 where it is as long as what a query box sees on that axis
 //   CHUNK0 to 2           keys that a warp takes at a time, CHUNK_KEYS = their product up to a multiple of 16, at most 128
 //   ONE_CHUNK             1 where one chunk is all that a warp, which has one fragment, sees
+//   ADDITIONAL            additional tokens; ADDITIONAL_KEYS of a box, whole chunks of ADDITIONAL_CHUNK
 //   STAGES HOLD_QUERIES   key boxes in shared memory; 1 to keep the queries in registers
 //   SECTION REVERSE       heads that are walked together; 1 to start from the last query box
 //   SCALE                 what scores are multiplied with
@@ -40,13 +44,18 @@ constexpr int PIECES = row_pieces(STEPS), PIECES_V = row_pieces(STEPS_V);
 // Rows of half a bank line change banks by their parity: gathered runs keep it from line to line.
 constexpr int LINE = KEYS2 + (PIECES % 8 == 4 ? (KEYS2 ^ CHUNK2) & 1 : 0);
 constexpr int BOX_ROWS = KEYS0 * KEYS1 * LINE;
-constexpr int KEY_BYTES = BOX_ROWS * PIECES * 16;
-constexpr int BOX_BYTES = KEY_BYTES + BOX_ROWS * PIECES_V * 16;
+constexpr int ADDITIONAL_BOXES = (ADDITIONAL + ADDITIONAL_KEYS - 1) / ADDITIONAL_KEYS;
+// A place in the ring has room for either kind of box.
+constexpr int SLOT_ROWS = ADDITIONAL > 0 && ADDITIONAL_KEYS > BOX_ROWS ? ADDITIONAL_KEYS : BOX_ROWS;
+constexpr int KEY_BYTES = SLOT_ROWS * PIECES * 16;
+constexpr int BOX_BYTES = KEY_BYTES + SLOT_ROWS * PIECES_V * 16;
 constexpr int QUERY_BYTES = QUERIES * PIECES * 16;
 constexpr int TABLE0 = 0, TABLE1 = TABLE0 + 4 * (CHUNK0 + 1), TABLE2 = TABLE1 + 4 * (CHUNK1 + 1);
 constexpr int TABLE = TABLE2 + 4 * (CHUNK2 + 1);
 
 static_assert(FRAGMENT0 * FRAGMENT1 * FRAGMENT2 == 16, "a fragment has 16 rows");
+static_assert(ADDITIONAL_CHUNK % 16 == 0 && ADDITIONAL_KEYS % ADDITIONAL_CHUNK == 0, "additional tokens are whole groups");
+static_assert(ADDITIONAL == 0 || !ONE_CHUNK, "additional tokens are a chunk too");
 static_assert(CHUNK0 * CHUNK1 * CHUNK2 <= CHUNK_KEYS && CHUNK_KEYS % 16 == 0 && CHUNK_KEYS <= 128, "32 mask bits");
 
 // Bytes from a row's start to a lane's part of step k, where `turn` is the lane's half of a step, its place in the
@@ -56,10 +65,13 @@ template <int PIECES> __device__ __forceinline__ u32 step_bytes(int k, int turn)
     return 16 * ((2 * k & ~SPAN) + ((2 * k & SPAN) ^ turn));
 }
 
-// Key boxes of a query box. Queries that see no key at all are written too.
-__device__ __forceinline__ int boxes_of(const Item &item) {
+// Boxes of a query box: those of keys, and behind them those of additional tokens. Queries that see no key at all are
+// written too.
+__device__ __forceinline__ int key_boxes_of(const Item &item) {
     return max((WHOLE0 ? 1 : item.boxes0) * (WHOLE1 ? 1 : item.boxes1) * (WHOLE2 ? 1 : item.boxes2), 1);
 }
+
+__device__ __forceinline__ int boxes_of(const Item &item) { return key_boxes_of(item) + ADDITIONAL_BOXES; }
 
 // n / d without the subroutine of exact division: exact up to n = 2^21, more boxes than a query box has.
 __device__ __forceinline__ int quotient(int n, int d) { return (int)((n + 0.5f) * reciprocal((float)d)); }
@@ -67,6 +79,8 @@ __device__ __forceinline__ int quotient(int n, int d) { return (int)((n + 0.5f) 
 // Where one of them lies, the last axis counted fastest.
 struct Corner {
     int key0, key1, key2;
+
+    __device__ __forceinline__ Corner() : key0(0), key1(0), key2(0) {}
 
     __device__ __forceinline__ Corner(const Item &item, int box) {
         int at2 = WHOLE2 ? 0 : box, at1 = 0, at0 = 0;
@@ -181,6 +195,26 @@ __device__ __forceinline__ void load_keys(u32 to, const Rows &rows, const View<c
         load_rows<true>(to, rows, keys, values, rest0, rest1, rest2);
     else
         load_rows<false>(to, rows, keys, values, rest0, rest1, rest2);
+}
+
+// Loads box number `box` of additional tokens, whose axes are batch entry, token and head: zeros behind the last one.
+__device__ __forceinline__ void load_additional(u32 to, const View<const u16> &key, const View<const u16> &value,
+                                                const Item &item, int box) {
+    constexpr int COUNT = 2 * (STEPS > STEPS_V ? STEPS : STEPS_V), STRIDE = THREADS / COUNT;
+    int thread = anew(threadIdx.x), piece = thread % COUNT, head = item.head / (HEADS / HEADS_KV);
+    const u16 *keys = key.data + item.batch * key.stride[0] + head * key.stride[2] + 8 * piece;
+    const u16 *values = value.data + item.batch * value.stride[0] + head * value.stride[2] + 8 * piece;
+#pragma unroll 1
+    for (int row = thread / COUNT; row < (thread < STRIDE * COUNT ? ADDITIONAL_KEYS : 0); row += STRIDE) {
+        i64 token = box * ADDITIONAL_KEYS + row;
+        bool inside = token < ADDITIONAL;
+        if (STEPS >= STEPS_V || piece < 2 * STEPS)
+            copy(to + (row * PIECES + (piece ^ swizzle(PIECES, row))) * 16, keys + token * key.stride[1],
+                 inside && (HEAD_DIM % 16 == 0 || 8 * piece < HEAD_DIM));
+        if (STEPS_V >= STEPS || piece < 2 * STEPS_V)
+            copy(to + KEY_BYTES + (row * PIECES_V + (piece ^ swizzle(PIECES_V, row))) * 16, values + token * value.stride[1],
+                 inside && (HEAD_DIM_V % 16 == 0 || 8 * piece < HEAD_DIM_V));
+    }
 }
 
 __device__ __forceinline__ bool is_query(const Item &item, u32 at) {
@@ -322,36 +356,48 @@ struct Worker {
                 }
     }
 
-    // A chunk for the fragments from F to G.
-    template <int F, int G>
+    // The first `count` rows of a box of additional tokens.
+    __device__ __forceinline__ void take_additional(u32 box, u32 shared_queries, const program::Captures &captures,
+                                                    const Item &item, int count) {
+        Corner none = {};
+        Span part = {0, 1, 0, 1, 0, min(count, ADDITIONAL_KEYS)};
+#pragma unroll 1
+        for (int start = 0; start < part.end2; start += ADDITIONAL_CHUNK)
+            take<0, FRAGMENTS, true>(box, shared_queries, captures, item, none, part, 0, 0, start);
+    }
+
+    // A chunk for the fragments from F to G: of a key box, or, OF_ALL, of the rows of a box of additional tokens, as
+    // if these were the last axis.
+    template <int F, int G, bool OF_ALL = false>
     __device__ __forceinline__ void take(u32 box, u32 shared_queries, const program::Captures &captures, const Item &item,
                                          const Corner &corner, const Span &part, int c0, int c1, int c2) {
         int x = c0 - corner.key0, y = c1 - corner.key1, z = c2 - corner.key2;
         int anchor = (x * KEYS1 + y) * LINE + z;
         int of_row = anew(lane % 16), of_step = anew(lane / 16);
-        int run = z + CHUNK2 * (y + CHUNK1 * x) + of_row;
+        int run = OF_ALL ? of_row : z + CHUNK2 * (y + CHUNK1 * x) + of_row;
         int turn = of_step ^ swizzle(PIECES, run), turn_v = of_step ^ swizzle(PIECES_V, run);
-        u32 rows[GROUPS];
+        constexpr int N = OF_ALL ? ADDITIONAL_CHUNK / 16 : GROUPS;
+        u32 rows[N];
 #pragma unroll
-        for (int g = 0; g < GROUPS; g++) {
+        for (int g = 0; g < N; g++) {
             int i = 16 * g + of_row;
             int row = (i / (CHUNK1 * CHUNK2) * KEYS1 + i / CHUNK2 % CHUNK1) * LINE + i % CHUNK2;
             // What lies behind the key box is masked, but has to be numbers.
-            rows[g] = min(anchor + row, BOX_ROWS - 1) * 16;
+            rows[g] = (OF_ALL ? c2 + i : min(anchor + row, BOX_ROWS - 1)) * 16;
         }
 
-        float scores[FRAGMENTS][8 * GROUPS];
+        float scores[FRAGMENTS][8 * N];
 #pragma unroll
         for (int f = F; f < G; f++)
 #pragma unroll
-            for (int i = 0; i < 8 * GROUPS; i++) scores[f][i] = 0.0f;
+            for (int i = 0; i < 8 * N; i++) scores[f][i] = 0.0f;
 #pragma unroll
         for (int k = 0; k < STEPS; k++) {
             if (!HOLD_QUERIES)
 #pragma unroll
                 for (int f = F; f < G; f++) load_matrices(queries[f][0], query_address(shared_queries, f, k));
 #pragma unroll
-            for (int g = 0; g < GROUPS; g++) {
+            for (int g = 0; g < N; g++) {
                 u32 keys[4];
                 load_matrices(keys, box + rows[g] * PIECES + step_bytes<PIECES>(k, turn));
 #pragma unroll
@@ -363,22 +409,23 @@ struct Worker {
         }
 
         if (ONE_CHUNK) clear(0);
-        u32 weights[FRAGMENTS][BITS];
+        u32 weights[FRAGMENTS][4 * N];
 #pragma unroll
         for (int f = F; f < G; f++) {
-            transform(scores[f], captures, item, f, c0, c1, c2);
-            bool is_full = MAY_BE_FULL && all[f].first0 <= c0 &&
+            transform<OF_ALL>(scores[f], captures, item, f, c0, c1, c2);
+            bool is_full = OF_ALL ? c2 + ADDITIONAL_CHUNK <= part.end2 : MAY_BE_FULL && all[f].first0 <= c0 &&
                            c0 + CHUNK0 <= min(all[f].end0, part.end0) && all[f].first1 <= c1 &&
                            c1 + CHUNK1 <= min(all[f].end1, part.end1) && all[f].first2 <= c2 &&
                            c2 + CHUNK2 <= min(all[f].end2, part.end2);
-            if (!is_full) mask(scores[f], part, f, c0, c1, c2);
+            if (!is_full && OF_ALL) mask_behind(scores[f], part.end2 - c2);
+            if (!is_full && !OF_ALL) mask(scores[f], part, f, c0, c1, c2);
             weigh(scores[f], f);
 #pragma unroll
-            for (int i = 0; i < BITS; i++) weights[f][i] = pack(scores[f][2 * i], scores[f][2 * i + 1]);
+            for (int i = 0; i < 4 * N; i++) weights[f][i] = pack(scores[f][2 * i], scores[f][2 * i + 1]);
         }
 
 #pragma unroll
-        for (int g = 0; g < GROUPS; g++)
+        for (int g = 0; g < N; g++)
 #pragma unroll
             for (int n = 0; n < STEPS_V; n++) {
                 u32 values[4];
@@ -391,12 +438,14 @@ struct Worker {
             }
     }
 
-    // Scaled scores where a function takes them, and what it makes of them.
-    __device__ __forceinline__ void transform(float (&scores)[8 * GROUPS], const program::Captures &captures,
-                                              const Item &item, int f, int c0, int c1, int c2) {
+    // Scaled scores where a function takes them, and what it makes of them; additional tokens have none.
+    template <bool OF_ALL, int N>
+    __device__ __forceinline__ void transform(float (&scores)[N], const program::Captures &captures, const Item &item, int f,
+                                              int c0, int c1, int c2) {
         if (!SCALE_FIRST) return;
 #pragma unroll
-        for (int i = 0; i < 8 * GROUPS; i++) scores[i] *= SCALE;
+        for (int i = 0; i < N; i++) scores[i] *= SCALE;
+        if (OF_ALL) return;
 #if PROGRAM
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -412,7 +461,7 @@ struct Worker {
             at.q = (at.qc[0] * A1::QUERIES + at.qc[1]) * A2::QUERIES + at.qc[2];
             auto fixed = program::Functions::fix(captures, at);
 #pragma unroll
-            for (int i = 0; i < BITS; i++) {
+            for (int i = 0; i < N / 2; i++) {
                 int column = 8 * (i / 2) + 2 * quad + i % 2;
                 at.kc[0] = item.group0 + (c0 + column / (CHUNK1 * CHUNK2)) * A0::DILATION;
                 at.kc[1] = item.group1 + (c1 + column / CHUNK2 % CHUNK1) * A1::DILATION;
@@ -425,26 +474,33 @@ struct Worker {
 #endif
     }
 
-    __device__ __forceinline__ void mask(float (&scores)[8 * GROUPS], const Span &part, int f, int c0, int c1, int c2) {
+    template <int N> __device__ __forceinline__ void mask(float (&scores)[N], const Span &part, int f, int c0, int c1, int c2) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             u32 bits = axis_bits<A2, TABLE2, CHUNK2>(table, first2[f][r], end2[f][r], part.end2, c2, quad);
             if (A1::KEYS > 1) bits &= axis_bits<A1, TABLE1, CHUNK1>(table, first1[f][r], end1[f][r], part.end1, c1, quad);
             if (A0::KEYS > 1) bits &= axis_bits<A0, TABLE0, CHUNK0>(table, first0[f][r], end0[f][r], part.end0, c0, quad);
 #pragma unroll
-            for (int i = 0; i < BITS; i++)
+            for (int i = 0; i < N / 2; i++)
                 if (!(bits >> i & 1)) scores[4 * (i / 2) + 2 * r + i % 2] = NO_SCORE;
         }
     }
 
+    // Hides the columns from `end` on.
+    template <int N> __device__ __forceinline__ void mask_behind(float (&scores)[N], int end) const {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (8 * (i / 4) + 2 * quad + i % 2 >= end) scores[i] = NO_SCORE;
+    }
+
     // Turns scores into weights, and rescales the sums where a maximum grew by much.
-    __device__ __forceinline__ void weigh(float (&scores)[8 * GROUPS], int f) {
+    template <int N> __device__ __forceinline__ void weigh(float (&scores)[N], int f) {
         float top[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             top[r] = highest[f][r];
 #pragma unroll
-            for (int j = 0; j < 2 * GROUPS; j++)
+            for (int j = 0; j < N / 4; j++)
                 top[r] = fmaxf(top[r], fmaxf(scores[4 * j + 2 * r], scores[4 * j + 2 * r + 1]));
             top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
             top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
@@ -470,7 +526,7 @@ struct Worker {
         for (int r = 0; r < 2; r++) {
             float shift = highest[f][r] == NO_SCORE ? 0.0f : highest[f][r] * EXPONENT;
 #pragma unroll
-            for (int j = 0; j < 2 * GROUPS; j++)
+            for (int j = 0; j < N / 4; j++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     float &s = scores[4 * j + 2 * r + e];
@@ -515,9 +571,15 @@ struct Worker {
     }
 };
 
+#if ADDITIONAL
+#define ADDITIONAL_PARAMETERS , const View<const u16> additional_key, const View<const u16> additional_value
+#else
+#define ADDITIONAL_PARAMETERS
+#endif
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     forward_mma(const View<const u16> query, const View<const u16> key, const View<const u16> value, const View<u16> output,
-                const View<float> logsumexp EXTRA_PARAMETERS) {
+                const View<float> logsumexp ADDITIONAL_PARAMETERS EXTRA_PARAMETERS) {
     DYNAMIC_SHARED(unsigned char, memory);
     __shared__ u32 table[TABLE];
     __shared__ Rows rows;
@@ -536,7 +598,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 load_queries(queries + fill_queries * QUERY_BYTES, rows, query, item);
                 fill_queries = fill_queries + 1 == STAGES ? 0 : fill_queries + 1;
             }
-            load_keys(boxes + fill * BOX_BYTES, rows, key, value, item, Corner(item, ahead_box));
+            u32 to = boxes + fill * BOX_BYTES;
+#if ADDITIONAL
+            if (ahead_box >= key_boxes_of(item))
+                load_additional(to, additional_key, additional_value, item, ahead_box - key_boxes_of(item));
+            else
+#endif
+                load_keys(to, rows, key, value, item, Corner(item, ahead_box));
             fill = fill + 1 == STAGES ? 0 : fill + 1;
             if (++ahead_box == boxes_of(item)) {
                 ahead += gridDim.x;
@@ -568,7 +636,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             if (STAGES == 1) wait_copies<0>();
             if (STAGES == 1) __syncthreads();
             if (box == 0) worker.hold_queries(shared_queries);
-            worker.take_box(boxes + slot * BOX_BYTES, shared_queries, captures, item, Corner(item, box));
+            u32 here = boxes + slot * BOX_BYTES;
+            if (ADDITIONAL > 0 && box >= key_boxes_of(item))
+                worker.take_additional(here, shared_queries, captures, item,
+                                       ADDITIONAL - (box - key_boxes_of(item)) * ADDITIONAL_KEYS);
+            else
+                worker.take_box(here, shared_queries, captures, item, Corner(item, box));
             slot = slot + 1 == STAGES ? 0 : slot + 1;
         }
         query_slot = query_slot + 1 == STAGES ? 0 : query_slot + 1;

@@ -18,6 +18,18 @@ DEVICE void write_of_key(const View<W>& window, const View<A>& additional, const
     write_elements(key_of<ADDITIONAL>(window, additional, z, key), to.stride[ADDITIONAL ? 3 : 5], numbers, factor, dim);
 }
 
+// Adds vectors of the lanes' queries to a key's sum, each times its number, and the tangents of these products to the sum's
+// tangent.
+template <int N, class X, class T>
+DEVICE void add_of_queries(R (&sum)[N], R (&sum_t)[N], bool is_wanted, unsigned lanes, const R (&by)[2], const Site& at, const View<X>& x, const View<T>& x_t, int dim) {
+    const X* vector = vector_at(x, at.b, at.qc, at.h);
+    if (is_wanted) add_vectors(sum, lanes, by[0], vector, x.stride[5], dim);
+#if TANGENTS
+    add_vectors(sum_t, lanes, by[1], vector, x.stride[5], dim);
+    if (x_t.data) add_vectors(sum_t, lanes, by[0], vector_at(x_t, at.b, at.qc, at.h), x_t.stride[5], dim);
+#endif
+}
+
 template <class F> DEVICE void sweep_queries(const Tensors& t, const Sizes& z, const Site& key) {
     constexpr bool A = F::ADDITIONAL;
     Span span[3];
@@ -70,28 +82,12 @@ template <class F> DEVICE void sweep_queries(const Tensors& t, const Sizes& z, c
 #if KEY_GRADS
         R ds[2] = {0, 0};
         if (live) F::grad_score(t, at, row, x, F::fix_grad_score(t, at, row), ds);
-        const auto* q = vector_at(t.query, at.b, at.qc, at.h);
-        if (either<A>(t.to_grad_key, t.to_grad_additional_key).data) add_vectors(grad_key, bits, ds[0], q, t.query.stride[5], z.dim);
-#if TANGENTS
-        add_vectors(grad_key_t, bits, ds[1], q, t.query.stride[5], z.dim);
-        if (t.tangent_query.data) {
-            const auto* tangent = vector_at(t.tangent_query, at.b, at.qc, at.h);
-            add_vectors(grad_key_t, bits, ds[0], tangent, t.tangent_query.stride[5], z.dim);
-        }
-#endif
+        add_of_queries(grad_key, grad_key_t, either<A>(t.to_grad_key, t.to_grad_additional_key).data, bits, ds, at, t.query, t.tangent_query, z.dim);
 #endif
 #if VALUE_GRADS
         R w[2] = {0, 0};
         if (live) F::weight(t, at, row, x, F::fix_weight(t, at, row), w);
-        const auto* grad = vector_at(t.grad_output, at.b, at.qc, at.h);
-        if (either<A>(t.to_grad_value, t.to_grad_additional_value).data) add_vectors(grad_value, bits, w[0], grad, t.grad_output.stride[5], z.dim_v);
-#if TANGENTS
-        add_vectors(grad_value_t, bits, w[1], grad, t.grad_output.stride[5], z.dim_v);
-        if (t.tangent_grad_output.data) {
-            const auto* tangent = vector_at(t.tangent_grad_output, at.b, at.qc, at.h);
-            add_vectors(grad_value_t, bits, w[0], tangent, t.tangent_grad_output.stride[5], z.dim_v);
-        }
-#endif
+        add_of_queries(grad_value, grad_value_t, either<A>(t.to_grad_value, t.to_grad_additional_value).data, bits, w, at, t.grad_output, t.tangent_grad_output, z.dim_v);
 #endif
     }
     const R scale = (R)z.scale;

@@ -85,7 +85,7 @@ pub(crate) enum Layout {
     /// element and all other strides on multiples of 16 bytes. A run whose tensors are not like this takes the next
     /// family that takes any.
     Tma,
-    /// As `Tma`, of the queries, keys, values and the output.
+    /// As `Tma`, of the queries, keys, values, those of additional tokens too, and the output.
     Aligned,
     /// As `Tma`, and a token's heads one behind the other in the tensors with maps: these fold heads and columns.
     TmaPacked,
@@ -231,7 +231,9 @@ impl Sequence {
                 let is_aligned = self.layout == Layout::Aligned;
                 match argument {
                     Argument::TensorMap(spec) => spec.source == MapSource::Tensor(role),
-                    Argument::View(Role::Query | Role::Key | Role::Value) if is_aligned => {
+                    Argument::View(
+                        Role::Query | Role::Key | Role::Value | Role::AdditionalKey | Role::AdditionalValue,
+                    ) if is_aligned => {
                         matches!(argument, Argument::View(read) if *read == role)
                     }
                     _ => false,

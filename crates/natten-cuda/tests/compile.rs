@@ -344,6 +344,8 @@ fn mma_sync_serves_what_wgmma_does_not() {
     let problems = [
         builder(small, DType::Bf16, 32),
         builder(&space, DType::Bf16, 64),
+        builder(plane, DType::Bf16, 128).heads_kv(2).additional_tokens(77),
+        builder(small, DType::F16, 32).additional_tokens(3),
         builder(plane, DType::Bf16, 64),
         builder(full, DType::F16, 64),
         builder(line, DType::Bf16, 128),
@@ -351,19 +353,27 @@ fn mma_sync_serves_what_wgmma_does_not() {
         builder(plane, DType::Bf16, 256),
         builder(small, DType::F16, 64).relative_positional_bias(true),
         builder(full, DType::Bf16, 128).program(alibi(1)),
+        builder(full, DType::Bf16, 64).program(alibi(1)).additional_tokens(128),
+        builder(line, DType::F16, 64).additional_tokens(20),
+        builder(plane, DType::F16, 256).additional_tokens(40),
     ]
     .map(|builder| builder.build().unwrap());
     let mut kernels = Kernels::default();
     for arch in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)] {
         let target = Target::of_arch(arch.0, arch.1);
-        // Every problem for the oldest, the two of small windows for all.
-        for problem in &problems[..if arch == (8, 0) { problems.len() } else { 2 }] {
+        // Every problem for the oldest, two of small windows for all, two with additional tokens where no wgmma is.
+        let count = match arch {
+            (8, 0) => problems.len(),
+            (9, 0) => 2,
+            _ => 4,
+        };
+        for problem in &problems[..count] {
             kernels.add(problem, &OpRequest::forward(problem), &PlanOptions::default(), &target);
         }
     }
     // The others are for tensors that are not aligned.
     kernels.all.retain(|(kernel, ..)| kernel.family == "mma");
-    assert_eq!(kernels.all.len(), problems.len() + 5 * 2);
+    assert_eq!(kernels.all.len(), problems.len() + 2 + 4 * 4);
     kernels.compile(&compiler);
 }
 

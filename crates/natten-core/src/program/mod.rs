@@ -25,6 +25,7 @@
 //! # }
 //! ```
 
+mod apart;
 pub mod derive;
 pub mod expr;
 mod interval;
@@ -41,6 +42,7 @@ mod text;
 
 use std::fmt;
 
+pub use self::apart::Loads;
 pub use self::expr::{Binary, Buffer, Compare, Expr, Graph, Index, Node, Primal, Type, Unary, Var};
 pub use self::interval::*;
 pub use self::involved::Involved;

@@ -72,40 +72,41 @@ impl Cut {
         at..at + count
     }
 
-    /// The matrices of a thread's scratch, each as rows and their stride.
-    fn matrices(&self) -> [(usize, usize); 15] {
-        let (chunk, [dim, dim_v], [stride, stride_v]) = (self.chunk, self.dims, self.strides);
-        let widest = if stride > stride_v { stride } else { stride_v };
-        let deepest = if dim > dim_v { dim } else { dim_v };
-        let backward = |matrix: (usize, usize)| if self.is_backward { matrix } else { (0, matrix.1) };
-        let forward = |matrix: (usize, usize)| if self.is_backward { (0, matrix.1) } else { matrix };
-        [
-            (chunk, stride),
-            (chunk, stride),
-            (chunk, stride_v),
-            backward((chunk, stride_v)),
-            (deepest, self.width),
-            (chunk, self.width),
-            backward((chunk, self.width)),
-            (chunk.max(ROWS_A_UNIT), widest),
-            backward((chunk, stride)),
-            (chunk, widest),
-            backward((chunk, stride)),
-            backward((chunk, stride_v)),
-            backward((dim_v, stride)),
-            forward((dim, stride_v)),
-            forward((dim, stride_v)),
-        ]
+    /// A thread's scratch, of matrices of so many rows and strides.
+    fn lay<M, N>(&self, mut matrix: impl FnMut(usize, usize) -> M, numbers: [N; ROWS]) -> Parts<M, N> {
+        let (chunk, width, [dim, dim_v], [stride, stride_v]) =
+            (self.chunk, self.width, self.dims, self.strides);
+        let widest = stride.max(stride_v);
+        let [backward, forward] = [self.is_backward, !self.is_backward].map(usize::from);
+        Parts {
+            query: matrix(chunk, stride),
+            key: matrix(chunk, stride),
+            value: matrix(chunk, stride_v),
+            grad: matrix(backward * chunk, stride_v),
+            turned: matrix(dim.max(dim_v), width),
+            scores: matrix(chunk, width),
+            grads: matrix(backward * chunk, width),
+            scaled: matrix(chunk.max(ROWS_A_UNIT), widest),
+            between: matrix(backward * chunk, stride),
+            sums: matrix(chunk, widest),
+            sums_key: matrix(backward * chunk, stride),
+            sums_value: matrix(backward * chunk, stride_v),
+            turned_state: matrix(backward * dim_v, stride),
+            state: matrix(forward * dim, stride_v),
+            part: matrix(forward * dim, stride_v),
+            numbers,
+        }
     }
 
     /// Numbers of a thread's scratch.
     pub(super) fn elements(&self) -> usize {
         let copies = if self.has_tangents { 2 } else { 1 };
-        let matrices = self
-            .matrices()
-            .iter()
-            .fold(0usize, |sum, &(rows, stride)| sum.saturating_add(rows.saturating_mul(stride)));
-        matrices.saturating_mul(copies).saturating_add(self.width.saturating_mul(ROWS))
+        let mut sum = self.width.saturating_mul(ROWS);
+        let mut add = |rows: usize, stride: usize| {
+            sum = sum.saturating_add(rows.saturating_mul(stride).saturating_mul(copies));
+        };
+        self.lay(&mut add, [(); ROWS]);
+        sum
     }
 
     /// A thread's scratch, of [`elements`](Self::elements).
@@ -116,84 +117,54 @@ impl Cut {
             rest = after;
             part
         };
-        let [
-            query,
-            key,
-            value,
-            grad,
-            turned,
-            scores,
-            grads,
-            scaled,
-            between,
-            sums,
-            sums_key,
-            sums_value,
-            turned_state,
-            state,
-            part,
-        ] = self.matrices().map(|(rows, stride)| Matrix {
+        let numbers = std::array::from_fn(|_| take(self.width));
+        let matrix = |rows: usize, stride: usize| Matrix {
             value: take(rows * stride),
             tangent: if self.has_tangents { take(rows * stride) } else { &mut [] },
             stride,
             is_constant: false,
-        });
-        let numbers = std::array::from_fn(|_| take(self.width));
-        Scratch {
-            query,
-            key,
-            value,
-            grad,
-            turned,
-            scores,
-            grads,
-            scaled,
-            between,
-            sums,
-            sums_key,
-            sums_value,
-            turned_state,
-            state,
-            part,
-            numbers,
-        }
+        };
+        self.lay(matrix, numbers)
     }
 }
 
 /// Rows of numbers of a chunk's tokens.
 const ROWS: usize = 6;
 
-/// A thread's scratch.
+/// A thread's scratch: matrices, and rows of numbers.
 #[derive(Debug)]
-pub(super) struct Scratch<'s, R> {
+pub(super) struct Parts<M, N> {
     /// A chunk's vectors.
-    pub(super) query: Matrix<'s, R>,
-    pub(super) key: Matrix<'s, R>,
-    pub(super) value: Matrix<'s, R>,
+    pub(super) query: M,
+    pub(super) key: M,
+    pub(super) value: M,
     /// The cotangents of the output.
-    pub(super) grad: Matrix<'s, R>,
+    pub(super) grad: M,
     /// Keys or values, a token a column.
-    pub(super) turned: Matrix<'s, R>,
+    pub(super) turned: M,
     /// `⟨q, k⟩`, then weights.
-    pub(super) scores: Matrix<'s, R>,
+    pub(super) scores: M,
     /// `⟨do, v⟩`, then its share in gradients.
-    pub(super) grads: Matrix<'s, R>,
+    pub(super) grads: M,
     /// Vectors with a decay each.
-    pub(super) scaled: Matrix<'s, R>,
+    pub(super) scaled: M,
     /// What comes from beyond the chunk.
-    pub(super) between: Matrix<'s, R>,
+    pub(super) between: M,
     /// Outputs, or gradients of queries.
-    pub(super) sums: Matrix<'s, R>,
-    pub(super) sums_key: Matrix<'s, R>,
-    pub(super) sums_value: Matrix<'s, R>,
+    pub(super) sums: M,
+    pub(super) sums_key: M,
+    pub(super) sums_value: M,
     /// A state, transposed.
-    pub(super) turned_state: Matrix<'s, R>,
+    pub(super) turned_state: M,
     /// A state.
-    pub(super) state: Matrix<'s, R>,
+    pub(super) state: M,
     /// A chunk's part of a state.
-    pub(super) part: Matrix<'s, R>,
-    pub(super) numbers: [&'s mut [R]; ROWS],
+    pub(super) part: M,
+    pub(super) numbers: [N; ROWS],
 }
+
+/// The same in memory.
+pub(super) type Scratch<'s, R> = Parts<Matrix<'s, R>, &'s mut [R]>;
 
 /// The logarithms of the decays of a chunk, summed from its start, and the sums' tangents.
 #[derive(Clone, Copy, Debug)]

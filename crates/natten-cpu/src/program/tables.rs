@@ -5,7 +5,7 @@
 //! head, and the tables are added in their order at the end: the same sum for any number of threads.
 
 use natten_core::Problem;
-use natten_core::program::{Expr, Graph, Index, LoadGradient, Node};
+use natten_core::program::{Graph, Index, LoadGradient, Loads};
 
 use super::walk::MAX_CAPTURES;
 use crate::element::Real;
@@ -61,15 +61,13 @@ impl Layout {
             .iter()
             .map(|&capture| {
                 let shape = &problem.program().captures()[usize::from(capture)].shape;
-                let of: Vec<&Load<'_>> =
-                    loads.iter().filter(|load| load.gradient.capture == capture).collect();
+                let of = loads.iter().filter(|load| load.gradient.capture == capture);
+                let of = Loads::new(shape, of.map(|load| (load.graph, load.gradient)));
+                // Batch entries are walked one after the other.
+                let [_, heads_apart, queries_apart] = of.rows_apart(problem);
                 let sharing = match () {
-                    () if of.iter().all(|load| is_exclusive(problem, shape, load)) => Sharing::Shared,
-                    () if of.iter().all(|load| is_index(load, 0, Index::Head))
-                        && shape.first() == Some(&heads) =>
-                    {
-                        Sharing::OwnHead
-                    }
+                    () if heads_apart && queries_apart => Sharing::Shared,
+                    () if shape.first() == Some(&heads) && of.have_at(0, Index::Head) => Sharing::OwnHead,
                     () => Sharing::Own,
                 };
                 let entries: usize = shape.iter().product();
@@ -105,23 +103,6 @@ impl Layout {
     pub(super) fn captures(&self) -> impl Iterator<Item = u8> {
         self.list.iter().map(|table| table.capture)
     }
-}
-
-/// Whether the index along an axis is just this.
-fn is_index(load: &Load<'_>, axis: usize, index: Index) -> bool {
-    load.gradient.index.get(axis).is_some_and(|&expr: &Expr| *load.graph.node(expr) == Node::Index(index))
-}
-
-/// Whether pairs of different heads or queries never meet in an element. An extent that is shorter than what it is
-/// indexed by is clamped into, and would make them meet.
-fn is_exclusive(problem: &Problem, shape: &[usize], load: &Load<'_>) -> bool {
-    let has = |index: Index, count: usize| {
-        count == 1
-            || shape.iter().enumerate().any(|(axis, &extent)| extent >= count && is_index(load, axis, index))
-    };
-    let queries = problem.neighborhood().query_shape();
-    let coordinates = || (0..queries.len()).all(|a| has(Index::QueryAxis(a as u8), queries[a]));
-    has(Index::Head, problem.heads()) && (has(Index::Query, queries.iter().product()) || coordinates())
 }
 
 /// The tables of a run.

@@ -1,11 +1,11 @@
 //! Gradients of captured tensors: tables in f64 that blocks add to, in an order that does not depend on the threads.
 //!
 //! The tokens of a problem are cut into parts, which threads take one by one. Where no two tokens load the same element,
-//! because one axis of the tensor is indexed by the batch entry, another by the head and others by the token, all parts
+//! because one axis of the tensor is indexed by the batch entry, another by the head and a third by the token, all parts
 //! add to one table. Otherwise each part has a table of its own, and they are summed in order; there are so few parts
 //! then that the tables together are smaller than the tokens' vectors.
 
-use natten_core::program::{Expr, Graph, Index, LoadGradient, Node};
+use natten_core::program::{Expr, Graph, Index, LoadGradient, Loads};
 use natten_core::{Problem, Role};
 
 use super::captured::{Grid, Offsets};
@@ -41,30 +41,13 @@ pub(crate) struct User<'u> {
 }
 
 impl User<'_> {
-    /// The axes of a load that tell batch entries, heads and tokens apart; none where some of them share an element.
-    fn axes_apart(&self, load: &LoadGradient, shape: &[usize]) -> Option<[usize; 3]> {
-        let axis = |count: usize, names: &[Index]| {
-            if count == 1 {
-                return Some(usize::MAX);
-            }
-            (0..shape.len()).find(|&axis| {
-                shape[axis] >= count
-                    && matches!(self.graph.node(load.index[axis]), Node::Index(index) if names.contains(index))
-            })
-        };
-        Some([
-            axis(self.batch, &[Index::Batch])?,
-            axis(self.heads, self.head)?,
-            axis(self.tokens, &self.token)?,
-        ])
-    }
-
     /// Whether no two tokens load the same element of a captured tensor.
     fn is_apart(&self, capture: u8, shape: &[usize]) -> bool {
-        let mut all = self.loads.iter().filter(|load| load.capture == capture);
-        let Some(first) = all.next() else { return true };
-        let axes = self.axes_apart(first, shape);
-        axes.is_some() && all.all(|load| self.axes_apart(load, shape) == axes)
+        let of = self.loads.iter().filter(|load| load.capture == capture);
+        let loads = Loads::new(shape, of.map(|load| (self.graph, load)));
+        loads.tell_apart(self.batch, &[Index::Batch])
+            && loads.tell_apart(self.heads, self.head)
+            && loads.tell_apart(self.tokens, &self.token)
     }
 
     fn elements(&self) -> usize {

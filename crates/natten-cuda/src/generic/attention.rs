@@ -3,11 +3,11 @@
 
 use natten_core::program::derive::depends_on;
 use natten_core::program::{
-    Algorithm, GradStages, Involved, LoadGradient, Lowered, Primal, Pushed, Reduce, StageElement, Var,
+    Algorithm, GradStages, Involved, LoadGradient, Loads, Lowered, Primal, Pushed, Reduce, StageElement, Var,
 };
 use natten_core::{Op, OpRequest, Problem, Result, Role};
 
-use super::functions::{Functions, Wanted, determined, of_row, stage_kind};
+use super::functions::{Functions, Wanted, of_row, stage_kind};
 use super::tensors::{Place, Places, Vectors};
 use super::{Builder, pieces, text, tiles};
 use crate::family::Argument;
@@ -303,7 +303,7 @@ impl<'p> Attention<'p> {
                     .flat_map(|f| self.loads_of(f, capture).into_iter().map(|load| (&f.lowered.graph, load)))
             };
             if loads().next().is_some() {
-                let determined = determined(self.problem, shape, loads());
+                let determined = Loads::new(shape, loads()).rows_apart(self.problem);
                 self.scatter(builder, places, role, Some(capture), determined)?;
             }
         }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use natten_core::program::{
     Algorithm, Buffer, Compare, Expr, GradStages, Graph, Index, LoadGradient, Lowered, Node, Primal, Program,
-    Pushed, Reduce, StageElement, Type, Unary, Var,
+    Pushed, Reduce, StageElement, Unary, Var,
 };
 use natten_core::{Problem, Result};
 
@@ -304,33 +304,6 @@ fn stage_tangent(g: &mut Graph, k: u8, stage: &StageElement) -> Expr {
         }
         _ => element.tangent,
     }
-}
-
-/// The axes of a problem's rows that the indices of some loads determine: batch entry, head, query. Rows that differ in
-/// one of them never meet in an element. An extent that is shorter than what it is indexed by is clamped into, and would
-/// make them meet.
-pub(super) fn determined<'a>(
-    problem: &Problem,
-    shape: &[usize],
-    loads: impl Iterator<Item = (&'a Graph, &'a LoadGradient)>,
-) -> [bool; 3] {
-    let queries = problem.neighborhood().query_shape();
-    let mut determined = [true; 3];
-    for (graph, load) in loads {
-        debug_assert!(
-            load.index.iter().all(|&index| graph.type_of(index) == Type::I),
-            "indices are integers"
-        );
-        let has = |index: Index, count: usize| {
-            let is_it = |at: Expr| *graph.node(at) == Node::Index(index);
-            count <= 1 || shape.iter().zip(&load.index).any(|(&extent, &at)| extent >= count && is_it(at))
-        };
-        let by_axes = (0..queries.len()).all(|a| has(Index::QueryAxis(a as u8), queries[a]));
-        determined[0] &= has(Index::Batch, problem.batch());
-        determined[1] &= has(Index::Head, problem.heads());
-        determined[2] &= has(Index::Query, queries.iter().product()) || by_axes;
-    }
-    determined
 }
 
 /// How a stage is reduced, by the kernels' names.

@@ -2,7 +2,7 @@
 //! that carry tangents.
 
 use natten_core::program::{
-    Buffer, Expr, Index, Involved, LoadGradient, LoweredVector, Node, Primal, Pushed, Var,
+    Buffer, Expr, Index, Involved, LoadGradient, Loads, LoweredVector, Node, Primal, Pushed, Var,
 };
 use natten_core::{Error, Op, Result, Role};
 
@@ -297,17 +297,9 @@ impl Linear {
         arguments.push(decays);
         let tokens: usize = problem.neighborhood().key_shape().iter().product();
         let extents = [problem.batch(), problem.heads(), tokens].map(|n| n as u64);
-        let has = |which: usize, indices: &[Index]| {
-            loads.iter().all(|load| {
-                let is_it =
-                    |at: Expr| matches!(graph.node(at), Node::Index(index) if indices.contains(index));
-                shape
-                    .iter()
-                    .zip(&load.index)
-                    .any(|(&extent, &at)| extent as u64 >= extents[which] && is_it(at))
-            })
-        };
-        let determined = [has(0, &[Index::Batch]), has(1, &[Index::Head]), has(2, &[Index::Key])];
+        let told = Loads::new(shape, loads.iter().map(|&load| (graph, load)));
+        let determined = [(0, Index::Batch), (1, Index::Head), (2, Index::Key)]
+            .map(|(which, name)| told.tell_apart(extents[which] as usize, &[name]));
         pieces::launch(builder, source, "scatter_decays", arguments, role, extents, determined);
         Ok(())
     }

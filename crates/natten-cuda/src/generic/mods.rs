@@ -3,7 +3,7 @@
 //! to those of the tensors and of what the functions load.
 
 use natten_core::program::{
-    Buffer, Expr, Field, Index, Involved, LoadGradient, LoweredVector, Node, Primal, Pushed, Var,
+    Buffer, Expr, Field, Index, Involved, LoadGradient, Loads, LoweredVector, Primal, Pushed, Var,
 };
 use natten_core::{Op, Problem, Result, Role};
 
@@ -286,12 +286,8 @@ impl Stream {
         }
         let (source, arguments) = self.source(builder, own, &roots, shape, true)?;
         let extents = self.extents(problem);
-        let has = |which: usize, indices: &[Index]| {
-            loads.iter().all(|load| {
-                let is_it = |at: Expr| matches!(self.lowered.graph.node(at), Node::Index(index) if indices.contains(index));
-                shape.iter().zip(&load.index).any(|(&extent, &at)| extent as u64 >= extents[which] && is_it(at))
-            })
-        };
+        let told = Loads::new(shape, loads.iter().map(|&load| (&self.lowered.graph, load)));
+        let apart = |which: usize, names: &[Index]| told.tell_apart(extents[which] as usize, names);
         let token = if self.vectors == Vectors::Queries { Index::Query } else { Index::Key };
         // The numbers of additional tokens are beyond the grid, where an index that is clamped makes them meet.
         let by_token = !matches!(self.vectors, Vectors::AdditionalKeys | Vectors::AdditionalValues);
@@ -300,7 +296,7 @@ impl Stream {
         } else {
             vec![Index::Head, Index::HeadKv]
         };
-        let determined = [has(0, &[Index::Batch]), has(1, &heads), by_token && has(2, &[token])];
+        let determined = [apart(0, &[Index::Batch]), apart(1, &heads), by_token && apart(2, &[token])];
         let role = builder.request.op.result_of(Role::Capture(capture)).unwrap_or(Role::Capture(capture));
         super::pieces::launch(builder, source, "scatter_vectors", arguments, role, extents, determined);
         Ok(())

@@ -33,10 +33,12 @@ const SECTION: usize = 4;
 
 /// Whether windows are so small that boxes of 64 queries, as `wgmma` has, see few keys in common, and the 16 queries of
 /// `mma.sync` are faster on Hopper too. Measured: 40 instead of 30 TFLOP/s for 7x7, 73 instead of 63 for 7x7x7, but 87
-/// instead of 122 for 13x13.
+/// instead of 122 for 13x13. Not measured with additional tokens, of which boxes of 64 queries have no fewer in common.
 pub(crate) fn is_for_small_windows(problem: &Problem) -> bool {
     let axes = problem.neighborhood().user_axes();
-    axes.len() > 1 && axes.iter().all(|axis| axis.params().is_some_and(|p| p.kernel_size <= SMALL_WINDOW))
+    problem.additional_tokens() == 0
+        && axes.len() > 1
+        && axes.iter().all(|axis| axis.params().is_some_and(|p| p.kernel_size <= SMALL_WINDOW))
 }
 
 impl Family for Mma {
@@ -51,9 +53,9 @@ impl Family for Mma {
         options: &PlanOptions,
         target: &Target,
     ) -> Result<Sequence> {
-        check(problem, request, options, target)?;
+        check(problem, request, target)?;
         let functions = Functions::of(problem, request)?;
-        let shape = Shape::choose(problem, target)?;
+        let shape = Shape::choose(problem, options, target)?;
         let tiles = Tiles::new(problem.neighborhood(), shape.fragment, shape.chunk);
         Ok(Sequence {
             steps: vec![Step::Launch(kernel(problem, request, &shape, functions, target))],
@@ -61,25 +63,19 @@ impl Family for Mma {
             tables: Vec::new(),
             layout: Layout::Aligned,
             coverage: coverage_of(problem, &tiles),
-            config: shape.describe(problem.neighborhood().rank()),
+            config: shape.describe(problem),
         })
     }
 }
 
 /// Declines what the kernel does not compute.
-fn check(problem: &Problem, request: &OpRequest, options: &PlanOptions, target: &Target) -> Result<()> {
+fn check(problem: &Problem, request: &OpRequest, target: &Target) -> Result<()> {
     let decline = |what: String, why: &str| Err(Error::unsupported(NAME, what, why));
     if target.arch < (8, 0) {
         return decline(target.name(), "the kernel is made of instructions of sm_80");
     }
     if !matches!(problem.dtype(), DType::F16 | DType::Bf16) {
         return decline(problem.dtype().to_string(), "the tensor cores take 16 bits");
-    }
-    if options.query_tile.is_some() || options.key_tile.is_some() {
-        return decline("given boxes".to_owned(), "the mma.sync kernel chooses its own");
-    }
-    if problem.additional_tokens() > 0 {
-        return decline("additional tokens".to_owned(), "the mma.sync kernel knows those of windows");
     }
     forward::check(problem, request)
 }
@@ -97,12 +93,16 @@ fn kernel(
     } else {
         Argument::Bytes { data: vec![0; ABSENT_VIEW], align: 8 }
     };
+    let additional: &[Role] = match problem.additional_tokens() {
+        0 => &[],
+        _ => &[Role::AdditionalKey, Role::AdditionalValue],
+    };
     let rows = problem.batch() * problem.heads();
     let items = shape.query_boxes(problem) * rows as u64;
     let mut source = forward::constants(problem, &functions, shape.query_tile(), shape.keys, wants_logsumexp);
     let is_uneven = problem.neighborhood().axes().iter().any(|axis| axis.alignment().is_some());
     let section = (1..=SECTION).rev().find(|&n| rows.is_multiple_of(n)).unwrap_or(1);
-    for (name, value) in shape.constants() {
+    for (name, value) in shape.constants(problem) {
         source += &format!("#define {name} {value}\n");
     }
     source += &format!("#define SECTION {section}\n#define REVERSE {}\n", i32::from(is_uneven));
@@ -116,6 +116,7 @@ fn kernel(
             .map(Argument::View)
             .into_iter()
             .chain([logsumexp])
+            .chain(additional.iter().copied().map(Argument::View))
             .chain(functions.arguments)
             .collect(),
         // Functions of scores may divide; two units in the last place are enough for results of 16 bits.
@@ -152,7 +153,7 @@ mod tests {
         assert!(declined(builder(&[axis], DType::F32), Op::Forward, (8, 0)));
         assert!(declined(builder(&[axis], DType::F16), Op::Backward, (8, 0)));
         assert!(declined(builder(&[axis], DType::Bf16).head_dim(20), Op::Forward, (8, 0)));
-        assert!(declined(builder(&[axis], DType::Bf16).additional_tokens(1), Op::Forward, (8, 0)));
+        assert!(!declined(builder(&[axis], DType::Bf16).additional_tokens(1), Op::Forward, (8, 0)));
     }
 
     #[test]

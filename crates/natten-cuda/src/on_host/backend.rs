@@ -222,16 +222,18 @@ fn compiled(kernel: &Kernel) -> Result<PathBuf> {
         .iter()
         .fold(kernel.source.clone(), |source, (on_device, on_host)| source.replace(on_device, on_host));
     (&source, kernel.entry, texts).hash(&mut hasher);
-    let directory =
-        std::env::temp_dir().join("natten-host-kernels").join(format!("{:016x}", hasher.finish()));
-    let [program, text, partial] = ["kernel", "kernel.cu", "partial"].map(|name| directory.join(name));
+    let cache = std::env::temp_dir().join("natten-host-kernels");
+    let program = cache.join(format!("{:016x}.program", hasher.finish()));
     if program.exists() {
         return Ok(program);
     }
-    std::fs::create_dir_all(&directory).unwrap();
+    // In a folder of its own: other processes may be compiling the same text.
+    std::fs::create_dir_all(&cache).unwrap();
+    let directory = tempfile::tempdir_in(&cache).unwrap();
+    let [text, partial] = ["kernel.cu", "partial"].map(|name| directory.path().join(name));
     std::fs::write(&text, &source).unwrap();
     for (name, text) in texts {
-        std::fs::write(directory.join(name), text).unwrap();
+        std::fs::write(directory.path().join(name), text).unwrap();
     }
     let of_blocks = (kernel.shared_bytes > 0).then(|| format!("-DTHREADS_OF_BLOCK={}", kernel.block));
     let output = Command::new("g++")
@@ -239,12 +241,13 @@ fn compiled(kernel: &Kernel) -> Result<PathBuf> {
         .arg(format!("-DKERNEL=\"{}\"", text.display()))
         .arg(format!("-DENTRY={}", kernel.entry))
         .args(of_blocks)
-        .arg(directory.join("host.cpp"))
+        .arg(directory.path().join("host.cpp"))
         .arg("-o")
         .arg(&partial)
         .output()
         .unwrap();
     if !output.status.success() {
+        let text = directory.keep().join("kernel.cu");
         return Err(Error::Compile {
             backend: "host-kernels".into(),
             log: String::from_utf8_lossy(&output.stderr).chars().take(4000).collect(),

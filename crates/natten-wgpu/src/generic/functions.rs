@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use natten_core::program::{
-    Buffer, Compare, Expr, Graph, Index, LoadGradient, Lowered, Node, Primal, Program, Pushed, Reduce,
+    Buffer, Compare, Expr, Graph, Index, LoadGradient, Lowered, Primal, Program, Pushed, Reduce,
     StageElement, Unary, Var,
 };
 use natten_core::{Problem, Result};
@@ -249,35 +249,4 @@ fn stage_tangent(g: &mut Graph, k: u8, stage: &StageElement) -> Expr {
         }
         _ => element.tangent,
     }
-}
-
-/// The axes of a problem's rows that the indices of some loads determine: batch entry, head, query. Rows that differ in
-/// one of them never meet in an element. An extent that is shorter than what it is indexed by is clamped into, and would
-/// make them meet.
-pub(super) fn determined<'a>(
-    problem: &Problem,
-    shape: &[usize],
-    loads: impl Iterator<Item = (&'a Graph, &'a LoadGradient)>,
-) -> [bool; 3] {
-    let queries = problem.neighborhood().query_shape();
-    let mut determined = [true; 3];
-    // Two loads of one row may read each other's elements: what determines must stand at the same axis in all.
-    let mut axes: [Option<usize>; 3] = [None; 3];
-    for (graph, load) in loads {
-        for (i, (index, count)) in [
-            (Index::Batch, problem.batch()),
-            (Index::Head, problem.heads()),
-            (Index::Query, queries.iter().product()),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let is_it = |at: Expr| *graph.node(at) == Node::Index(index);
-            let axis = shape.iter().zip(&load.index).position(|(&extent, &at)| extent >= count && is_it(at));
-            let is_same = axes[i].is_none_or(|known| axis == Some(known));
-            determined[i] &= count <= 1 || axis.is_some() && is_same;
-            axes[i] = axes[i].or(axis);
-        }
-    }
-    determined
 }

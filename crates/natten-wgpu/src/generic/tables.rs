@@ -3,11 +3,11 @@
 
 use std::fmt::Write;
 
-use natten_core::program::Lowered;
+use natten_core::program::{Loads, Lowered};
 use natten_core::{Op, Result, Role};
 
 use super::Builder;
-use super::functions::{Functions, determined};
+use super::functions::Functions;
 use crate::sequence::Step;
 use crate::template::Fill;
 
@@ -68,7 +68,7 @@ impl Builder<'_> {
             if loads.clone().next().is_none() {
                 continue;
             }
-            let determined = determined(self.problem, &shape, loads);
+            let determined = Loads::new(&shape, loads).rows_apart(self.problem);
             let is_tangent = self.request.op == Op::BackwardJvp;
             let mut functions = String::new();
             for (kind, lowered) in lowered.iter().enumerate() {

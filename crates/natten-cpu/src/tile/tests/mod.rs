@@ -2,7 +2,6 @@
 
 mod any;
 mod hoisting;
-mod rates;
 
 use bytemuck::{Zeroable, cast_slice, cast_slice_mut};
 use natten_core::program::{Buffer, Capture, Expr, Graph, Index, Type, Var};
