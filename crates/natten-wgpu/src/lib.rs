@@ -18,6 +18,7 @@ mod generic;
 mod gpu;
 mod matrix;
 mod memory;
+mod pieces;
 mod plan;
 mod rate;
 mod render;

@@ -6,6 +6,7 @@ use natten_core::{Result, Role};
 use super::Builder;
 use super::functions::Functions;
 use crate::matrix::{self, MATRIX};
+use crate::pieces::HALVES;
 use crate::row::{self, ROW};
 use crate::sequence::{Binding, Run};
 use crate::template::Fill;
@@ -40,7 +41,7 @@ impl Builder<'_> {
                 .iter()
                 .map(|packed| Binding::Packed { role: packed.role, is_written: packed.role == Role::Output }),
         );
-        let functions = shape.constants() + &functions;
+        let functions = shape.constants() + HALVES + &functions;
         let source = shape.directives().to_owned() + &self.walk(&self.regions, MATRIX, fill, &functions);
         Ok(Run { label: "matrices".to_owned(), source, bindings, workgroups: shape.workgroups() })
     }
