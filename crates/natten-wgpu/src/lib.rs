@@ -17,6 +17,7 @@ mod family_tests;
 mod generic;
 mod gpu;
 mod matrix;
+mod matrix_backward;
 mod memory;
 mod pieces;
 mod plan;

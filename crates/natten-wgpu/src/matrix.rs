@@ -7,7 +7,7 @@ use std::fmt::Write;
 use natten_core::{DType, Op, OpRequest, PlanOptions, Problem, Role};
 
 use crate::boxes::Boxes;
-use crate::pieces::{self, COLUMNS as KEYS, ROWS, ROWS_EACH, SCORE_STRIDE};
+use crate::pieces::{self, COLUMNS as KEYS, ROWS, SCORE_STRIDE};
 use crate::sequence::Packed;
 use crate::target::{Matrices, Target};
 use crate::template::Fill;
@@ -87,12 +87,9 @@ impl Shape {
     /// The most iterations of loops of an invocation, where matrices are written as loops.
     pub(crate) fn iterations(&self, problem: &Problem) -> u64 {
         let steps = self.boxes.key_boxes_of(problem) + self.additional_steps;
-        let (edge, lanes) = (self.matrices.edge as usize, self.matrices.lanes as usize);
-        let elements = (edge * edge).div_ceil(lanes);
-        let products = ROWS_EACH * KEYS * (self.dims + self.dims_v) / edge.pow(3);
-        let of_product = if self.matrices.is_native { 0 } else { elements * (1 + edge) };
+        let of_products = self.matrices.iterations(self.dims + self.dims_v);
         let of_edits = self.dims_v / 4 * (KEYS + 1);
-        (KEYS * 4 + steps * (KEYS + products * of_product + of_edits)) as u64
+        (KEYS * 4 + steps * (KEYS + of_products + of_edits)) as u64
     }
 
     /// What the shader binds packed.

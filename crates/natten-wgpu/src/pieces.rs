@@ -90,6 +90,13 @@ impl Matrices {
         }
     }
 
+    /// Iterations of loops of an invocation that stand for the products of its rows, a box and so many elements.
+    pub(crate) fn iterations(&self, elements: usize) -> usize {
+        let products = ROWS_EACH * COLUMNS * elements / self.edge().pow(3);
+        let of_product = self.edge().pow(2).div_ceil(self.lanes as usize) * (1 + self.edge());
+        if self.is_native { 0 } else { products * of_product }
+    }
+
     const fn edge(&self) -> usize {
         self.edge as usize
     }
