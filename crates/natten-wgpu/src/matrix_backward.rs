@@ -265,7 +265,7 @@ impl Shape {
 
     /// Text for the sums that a pass has: their prefix, their elements, and `first` or `second`.
     fn of_sums(&self, pass: &Pass, of: impl Fn(&str, usize, &str) -> String) -> String {
-        let sums = [("c", self.dims, "first"), ("d", self.dims_v, "second")];
+        let sums = [("of_first", self.dims, "first"), ("of_second", self.dims_v, "second")];
         let wanted = sums.into_iter().zip(pass.to).filter(|(_, is_wanted)| *is_wanted);
         wanted.map(|((sums, dims, name), _)| of(sums, dims, name)).collect()
     }

@@ -93,7 +93,7 @@ impl Matrices {
     /// Iterations of loops of an invocation that stand for the products of its rows, a box and so many elements.
     pub(crate) fn iterations(&self, elements: usize) -> usize {
         let products = ROWS_EACH * COLUMNS * elements / self.edge().pow(3);
-        let of_product = self.edge().pow(2).div_ceil(self.lanes as usize) * (1 + self.edge());
+        let of_product = 1 + self.edge().pow(2).div_ceil(self.lanes as usize) * (1 + self.edge());
         if self.is_native { 0 } else { products * of_product }
     }
 
@@ -117,64 +117,39 @@ impl Matrices {
         format!("(16u * subgroup + {}u) * {stride} + {}u", block * self.edge(), n * self.edge() / 4)
     }
 
-    /// A sum of products, 0.
-    fn declare(&self, name: &str) -> String {
-        match self.is_native {
-            true => format!("var {name} = {}();\n", self.ty('C')),
-            false => format!("var {name} = Piece();\n"),
-        }
+    /// The block's place among the rows, where loops count blocks.
+    fn place_in_loop(block: &str, n: &str, stride: &str) -> String {
+        format!("(16u * subgroup + {block} * EDGE) * {stride} + {n} * EDGE / 4u")
     }
 
     /// A factor, from an array of workgroup memory, in rows or in columns of `stride` cells.
     fn load(&self, name: &str, role: char, array: &str, at: &str, stride: &str, in_rows: bool) -> String {
         let t = if in_rows { "T" } else { "" };
-        match self.is_native {
-            true => format!("let {name} = coopLoad{t}<{}>(&{array}[{at}], {stride});\n", self.ty(role)),
-            // Factors stay in memory until they are multiplied.
-            false => format!("let {name} = {at};\n"),
-        }
-    }
-
-    /// Adds a product; `what` names the loop.
-    fn multiply_add(&self, sum: &str, a: &str, b: &str, what: &str) -> String {
-        match self.is_native {
-            true => format!("{sum} = coopMultiplyAdd({a}, {b}, {sum});\n"),
-            false => format!("add_{what}(&{sum}, member, {a}, {b});\n"),
-        }
-    }
-
-    /// Stores a sum among the scores.
-    fn store(&self, name: &str, at: &str) -> String {
-        match self.is_native {
-            true => format!("coopStoreT({name}, &scores[{at}], SCORE_STRIDE);\n"),
-            false => format!("store_piece({name}, member, {at});\n"),
-        }
-    }
-
-    /// Takes a sum back from the scores.
-    fn load_again(&self, name: &str, at: &str) -> String {
-        match self.is_native {
-            true => format!("{name} = coopLoadT<{}>(&scores[{at}], SCORE_STRIDE);\n", self.ty('C')),
-            false => format!("{name} = load_piece(member, {at});\n"),
-        }
+        format!("let {name} = coopLoad{t}<{}>(&{array}[{at}], {stride});\n", self.ty(role))
     }
 
     /// Sums of so many elements of the subgroup's rows, 0.
     pub(crate) fn declare_all(&self, sums: &str, elements: usize) -> String {
-        self.blocks_of(elements).map(|(block, n)| self.declare(&format!("{sums}{block}_{n}"))).collect()
+        match self.is_native {
+            true => self
+                .blocks_of(elements)
+                .map(|(block, n)| format!("var {sums}{block}_{n} = {}();\n", self.ty('C')))
+                .collect(),
+            false => format!("var {sums} = array<Piece, {}>();\n", self.blocks_of(elements).count()),
+        }
     }
 
-    /// The subgroup's rows of so many elements, from an array of workgroup memory.
+    /// The subgroup's rows of so many elements, from an array of workgroup memory. Loops read them where they lie.
     pub(crate) fn load_rows(&self, rows: &str, elements: usize, array: &str, stride: &str) -> String {
         let load = |(block, d)| {
             let at = self.place(block, d, stride);
             self.load(&format!("{rows}{block}_{d}"), 'A', array, &at, stride, true)
         };
-        self.blocks_of(elements).map(load).collect()
+        self.blocks_of(elements).filter(|_| self.is_native).map(load).collect()
     }
 
     /// Declares sums and adds the products of rows and columns to them. `tile` says where the columns' elements begin
-    /// among the tiles, and what their stride is.
+    /// among the tiles, and what their stride is; `what` names the loop.
     pub(crate) fn multiply_rows(
         &self,
         sums: &str,
@@ -183,15 +158,26 @@ impl Matrices {
         [base, stride]: [&str; 2],
         what: &str,
     ) -> String {
+        let (deep, across) = (elements / self.edge(), COLUMNS / self.edge());
         let mut text = self.declare_all(sums, COLUMNS);
-        for d in 0..elements / self.edge() {
-            for n in 0..COLUMNS / self.edge() {
+        if !self.is_native {
+            let row = Self::place_in_loop("block", "d", stride);
+            let body = format!(
+                "let d = i % {deep}u;\nlet n = i / {deep}u % {across}u;\nlet block = i / {}u;\n\
+                 let sum = block * {across}u + n;\n\
+                 {sums}[sum] = add_{what}({sums}[sum], member, {row}, {base}n * EDGE * {stride} + d * EDGE / 4u);\n",
+                deep * across
+            );
+            return text + &turns(self.blocks() * deep * across, &body);
+        }
+        for d in 0..deep {
+            for n in 0..across {
                 let name = format!("{what}{d}_{n}");
                 let at = format!("{base}{}u * {stride} + {}u", n * self.edge(), d * self.edge() / 4);
                 text += &self.load(&name, 'B', "tiles", &at, stride, false);
                 for block in 0..self.blocks() {
-                    let sum = format!("{sums}{block}_{n}");
-                    text += &self.multiply_add(&sum, &format!("{rows}{block}_{d}"), &name, what);
+                    text +=
+                        &multiply_add(&format!("{sums}{block}_{n}"), &format!("{rows}{block}_{d}"), &name);
                 }
             }
         }
@@ -200,11 +186,7 @@ impl Matrices {
 
     /// Stores sums that are as wide as a box, `base` behind the first score.
     pub(crate) fn store_scores(&self, sums: &str, base: &str) -> String {
-        let store = |(block, n)| {
-            let at = format!("{base}{}", self.place(block, n, "SCORE_STRIDE"));
-            self.store(&format!("{sums}{block}_{n}"), &at)
-        };
-        self.blocks_of(COLUMNS).map(store).collect()
+        self.moves(sums, COLUMNS, 0, base, false)
     }
 
     /// Adds the products of weights, `base` behind the first, and the columns' elements. `tile` is as in
@@ -217,52 +199,84 @@ impl Matrices {
         [base, stride]: [&str; 2],
         what: &str,
     ) -> String {
+        let (deep, across) = (COLUMNS / self.edge(), elements / self.edge());
+        if !self.is_native {
+            let weight = Self::place_in_loop("block", "n", "WEIGHT_STRIDE");
+            let body = format!(
+                "let n = i % {deep}u;\nlet d = i / {deep}u % {across}u;\nlet block = i / {}u;\n\
+                 let sum = block * {across}u + d;\n{sums}[sum] = add_{what}({sums}[sum], member, \
+                 {weights}{weight}, {base}n * EDGE * {stride} + d * EDGE / 4u);\n",
+                deep * across
+            );
+            return turns(self.blocks() * deep * across, &body);
+        }
         let mut text = String::new();
-        for n in 0..COLUMNS / self.edge() {
+        for n in 0..deep {
             for block in 0..self.blocks() {
                 let at = format!("{weights}{}", self.place(block, n, "WEIGHT_STRIDE"));
                 let name = format!("{what}_w{block}_{n}");
                 text += &self.load(&name, 'A', "weights", &at, "WEIGHT_STRIDE", true);
             }
-            for d in 0..elements / self.edge() {
+            for d in 0..across {
                 let name = format!("{what}{n}_{d}");
                 let at = format!("{base}{}u * {stride} + {}u", n * self.edge(), d * self.edge() / 4);
                 text += &self.load(&name, 'B', "tiles", &at, stride, true);
                 for block in 0..self.blocks() {
-                    let sum = format!("{sums}{block}_{d}");
-                    text += &self.multiply_add(&sum, &format!("{what}_w{block}_{n}"), &name, what);
+                    let weight = format!("{what}_w{block}_{n}");
+                    text += &multiply_add(&format!("{sums}{block}_{d}"), &weight, &name);
                 }
             }
         }
         text
     }
 
+    /// Moves sums of so many elements, from matrix `first` of each row block on as many as are as wide as a box, to the
+    /// memory of scores, `base` behind the first, or back.
+    fn moves(&self, sums: &str, elements: usize, first: usize, base: &str, is_load: bool) -> String {
+        let across = elements / self.edge();
+        let count = (across - first).min(COLUMNS / self.edge());
+        if !self.is_native {
+            let at = format!("{base}{}", Self::place_in_loop("block", "n", "SCORE_STRIDE"));
+            let sum = format!("{sums}[block * {across}u + {first}u + n]");
+            let one = match is_load {
+                true => format!("{sum} = load_piece(member, {at});\n"),
+                false => format!("store_piece({sum}, member, {at});\n"),
+            };
+            let body = format!("let block = i / {count}u;\nlet n = i % {count}u;\n{one}");
+            return turns(self.blocks() * count, &body);
+        }
+        let one = |(block, n): (usize, usize)| {
+            let (sum, at) = (format!("{sums}{block}_{}", first + n), self.place(block, n, "SCORE_STRIDE"));
+            match is_load {
+                true => format!("{sum} = coopLoadT<{}>(&scores[{base}{at}], SCORE_STRIDE);\n", self.ty('C')),
+                false => format!("coopStoreT({sum}, &scores[{base}{at}], SCORE_STRIDE);\n"),
+            }
+        };
+        self.blocks_of(count * self.edge()).map(one).collect()
+    }
+
     /// The parts of sums of so many elements, each as wide as the memory of scores: where one begins, its cells, and the
-    /// statements that move its matrices to that memory, and back.
+    /// statements that move its matrices to that memory, or back.
     pub(crate) fn parts(
         &self,
         sums: &str,
         elements: usize,
         of: impl Fn(usize, usize, &dyn Fn(bool) -> String) -> String,
     ) -> String {
-        let wide = COLUMNS / self.edge();
         let part = |first: usize| {
-            let moves = |is_load: bool| {
-                let one = |(block, d): (usize, usize)| {
-                    let name = format!("{sums}{block}_{d}");
-                    match d.checked_sub(first) {
-                        Some(n) if n < wide && is_load => {
-                            self.load_again(&name, &self.place(block, n, "SCORE_STRIDE"))
-                        }
-                        Some(n) if n < wide => self.store(&name, &self.place(block, n, "SCORE_STRIDE")),
-                        _ => String::new(),
-                    }
-                };
-                self.blocks_of(elements).map(one).collect()
-            };
             let column = first * self.edge();
+            let moves = |is_load: bool| self.moves(sums, elements, first, "", is_load);
             of(column, (elements - column).min(COLUMNS) / 4, &moves)
         };
-        (0..elements / self.edge()).step_by(wide).map(part).collect()
+        (0..elements / self.edge()).step_by(COLUMNS / self.edge()).map(part).collect()
     }
+}
+
+fn multiply_add(sum: &str, a: &str, b: &str) -> String {
+    format!("{sum} = coopMultiplyAdd({a}, {b}, {sum});\n")
+}
+
+/// A loop that takes a number of turns.
+fn turns(count: usize, body: &str) -> String {
+    format!("for (var i = 0u; i < {count}u; i++) {{\n{body}}}\n")
 }
