@@ -2,11 +2,12 @@
 //! The conformance suite's cases, each family alone: what the planner would not choose on the device at hand is run all
 //! the same, matrices as loops where the device has none.
 
-use natten_conformance::{Case, run_all, run_case};
+use natten_conformance::{Case, cases, run_all, run_case};
 use natten_core::geometry::Neighborhood;
-use natten_core::{DType, Error, OpRequest, Problem, Role};
+use natten_core::{DType, Error, OpRequest, PlanOptions, Problem, Role};
 
 use crate::family::Family;
+use crate::sequence::Step;
 use crate::target::{Matrices, Target};
 use crate::{NAME, Options, WgpuBackend};
 
@@ -81,6 +82,31 @@ fn matrices_take_gradients_of_any_size() {
         assert!(outcome.failures.is_empty() && !outcome.tensors.is_empty(), "{outcome}");
         assert!(outcome.refusals.is_empty(), "{outcome}");
     }
+}
+
+/// Packed vectors of a part, forward and backward, where no binding would hold those of the whole.
+#[test]
+fn matrices_take_problems_in_parts() {
+    let Some(backend) = backend(|target| {
+        matrices(target, 16, 64);
+        // The whole is too large for them, and the planner has the choice for each part.
+        target.family = None;
+        target.binding_bytes = 40 << 10;
+    }) else {
+        return;
+    };
+    let case = cases().into_iter().find(|case| case.name == "feature-dtype-f16-2d").unwrap();
+    let requests = [OpRequest::forward(&case.problem), OpRequest::backward(&case.problem)];
+    for request in &requests {
+        let sequence =
+            crate::generic::sequence(&case.problem, request, &PlanOptions::default(), backend.target())
+                .unwrap();
+        assert_eq!(sequence.family, "matrix", "{}", request.op);
+        let parts = sequence.steps.into_iter().filter(|step| matches!(step, Step::Begin(_)));
+        assert!(parts.count() > 1, "{}", request.op);
+    }
+    let outcome = run_case(&backend, &case.requests(requests));
+    assert!(outcome.failures.is_empty() && outcome.refusals.is_empty(), "{outcome}");
 }
 
 #[test]
