@@ -171,8 +171,9 @@ impl Shape {
 
     /// What the shaders bind packed.
     pub(crate) fn packed(&self, problem: &Problem) -> Vec<Packed> {
-        let mut roles: Vec<Role> =
-            self.passes().iter().flat_map(Pass::bindings).map(|(_, role, _)| role).collect();
+        let of_passes = self.passes().into_iter().flat_map(|pass| pass.bindings());
+        let of_rows = [Role::GradOutput, Role::Output];
+        let mut roles: Vec<Role> = of_passes.map(|(_, role, _)| role).chain(of_rows).collect();
         roles.sort_unstable();
         roles.dedup();
         roles.into_iter().map(|role| pieces::packed(problem, role, None)).collect()

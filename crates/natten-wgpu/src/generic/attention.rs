@@ -94,7 +94,7 @@ impl Builder<'_> {
         if let Choice::MatrixBackward(shape) = builder.choice {
             let runs = builder.matrix_backward(&shape, &pairs[0])?;
             let row_count = self.len(Role::Query) / self.problem.head_dim() as u64;
-            self.run("rows", rows, row_count);
+            self.steps.push(Step::Run(self.rows_of_packed(rows, row_count)));
             for (side, run) in runs {
                 self.check_loops(&run.label, shape.iterations(self.problem, side))?;
                 self.steps.push(Step::Run(run));
@@ -229,8 +229,10 @@ impl Builder<'_> {
         let sweeps_query = !matches!(self.choice, Choice::Backward(_))
             && ["TO_DQ", "TO_DQ_T"].iter().any(|name| self.regions.get(name).is_some());
 
+        // Where vectors are packed, no sweep is left.
+        let is_packed = matches!(self.choice, Choice::MatrixBackward(_));
         let mut functions = String::new();
-        for pair in pairs {
+        for pair in pairs.iter().filter(|_| !is_packed) {
             functions += &pair.mask()?;
             if sweeps_stages {
                 functions += &pair.stages()?;
@@ -262,7 +264,9 @@ impl Builder<'_> {
                 .flag("TANGENTS", has_tangents)
                 .flag("LOGSUMEXP", self.problem.has_logsumexp())
                 .value("LOGSUMEXP", self.problem.program().logsumexp().unwrap_or(0))
-                .value("DIM_V", self.problem.head_dim_v());
+                .value("DIM_V", self.problem.head_dim_v())
+                .flag("PACKED", is_packed)
+                .value("CELLS", self.problem.head_dim_v().next_multiple_of(16) / 4);
             self.regions.flags(fill).apply(template)
         };
         let mut sweeps = Vec::new();
@@ -290,8 +294,7 @@ impl Builder<'_> {
             sweeps.push(Sweep { pairs: self.add_key(), then: String::new() });
         }
         let fill = Fill::default()
-            // Where vectors are packed, no sweep is left that has scores.
-            .flag("SCORES", !matches!(self.choice, Choice::MatrixBackward(_)))
+            .flag("SCORES", !is_packed)
             .flag("TANGENTS", has_tangents)
             .flag("GRADS", of_pairs || sweeps_query)
             .flag("SWEEP_STAGES", sweeps_stages)

@@ -9,7 +9,7 @@ use crate::matrix::{self, MATRIX};
 use crate::matrix_backward::{self, MATRIX_BACKWARD, Pass};
 use crate::pieces::HALVES;
 use crate::row::{self, ROW};
-use crate::sequence::{Binding, Run};
+use crate::sequence::{Binding, Run, workgroups};
 use crate::template::Fill;
 use crate::tiled::{self, TILED};
 use crate::tiled_backward::{self, Side, TILED_BACKWARD};
@@ -45,6 +45,22 @@ impl Builder<'_> {
         let functions = shape.constants() + HALVES + &functions;
         let source = shape.directives().to_owned() + &self.walk(&self.regions, MATRIX, fill, &functions);
         Ok(Run { label: "matrices".to_owned(), source, bindings, workgroups: shape.workgroups() })
+    }
+
+    /// The step that works the numbers of rows out from packed gradients and outputs.
+    pub(super) fn rows_of_packed(&self, rows: String, count: u64) -> Run {
+        let packed = |number, name| {
+            format!("@group(0) @binding({number}) var<storage, read> {name}: array<vec4<f16>>;\n")
+        };
+        let source =
+            "enable f16;\n".to_owned() + &rows + &packed(1, "packed_grads") + &packed(2, "packed_outputs");
+        let of = |role| Binding::Packed { role, is_written: false };
+        Run {
+            label: "rows".to_owned(),
+            source,
+            bindings: vec![Binding::Arena, of(Role::GradOutput), of(Role::Output)],
+            workgroups: workgroups(count, self.target.workgroups),
+        }
     }
 
     /// The steps of the matrix family's backward pass.

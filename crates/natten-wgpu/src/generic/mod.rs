@@ -227,11 +227,10 @@ impl<'p> Builder<'p> {
         }
         let others = OTHERS.into_iter().chain([("DST", Role::TangentGradFinalState)]);
         for (name, role) in others {
-            if self.input(role).is_some() {
+            if self.input(role).is_some() && !self.pack_inputs([role; 2]) {
                 let at = self.reserve(self.len(role));
                 self.regions.put(name, at);
                 self.read(role, at);
-                self.pack_inputs([role; 2]);
             }
         }
         for number in 0..self.problem.program().captures().len() as u8 {
