@@ -3,7 +3,7 @@
 //! the same, matrices as loops where the device has none.
 
 use natten_conformance::{Case, cases, run_all, run_case};
-use natten_core::geometry::Neighborhood;
+use natten_core::geometry::{AxisParams, Neighborhood};
 use natten_core::{DType, Error, OpRequest, PlanOptions, Problem, Role};
 
 use crate::family::Family;
@@ -81,6 +81,25 @@ fn matrices_take_gradients_of_any_size() {
         let outcome = run_case(&backend, &case.data(data));
         assert!(outcome.failures.is_empty() && !outcome.tensors.is_empty(), "{outcome}");
         assert!(outcome.refusals.is_empty(), "{outcome}");
+    }
+}
+
+/// What is infinite or NaN goes to the pairs that see it and no others. The suite's cases have additional tokens.
+#[test]
+fn matrices_take_gradients_that_are_not_finite() {
+    let Some(backend) = backend(|target| matrices(target, 16, 64)) else { return };
+    let window = Neighborhood::new(&[AxisParams::new(40, 5).dilation(2)]).unwrap();
+    let problem = Problem::builder(window, DType::F16).batch(2).heads(4).heads_kv(2).head_dim(8);
+    let problem = problem.head_dim_v(6).build().unwrap();
+    for role in [Role::Query, Role::Key, Role::Value, Role::GradOutput] {
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let case = Case::new(format!("{role}-{value}"), problem.clone())
+                .requests([OpRequest::backward(&problem)]);
+            // No weight underflows.
+            let data = case.data.clone().deviation(Role::Query, 0.5).deviation(Role::Key, 0.5);
+            let outcome = run_case(&backend, &case.data(data).plant(role, &[1, 21, 1, 2], value));
+            assert!(outcome.failures.is_empty() && outcome.refusals.is_empty(), "{outcome}");
+        }
     }
 }
 
