@@ -25,7 +25,7 @@ const MOST_SUMS: usize = 128;
 pub(crate) struct Shape {
     pub(crate) of_queries: Boxes,
     of_keys: Boxes,
-    matrices: Matrices,
+    pub(crate) matrices: Matrices,
     /// Head dims of keys and of values, padded to what matrices of 16 take.
     dims: usize,
     dims_v: usize,
@@ -177,11 +177,6 @@ impl Shape {
         roles.sort_unstable();
         roles.dedup();
         roles.into_iter().map(|role| pieces::packed(problem, role, None)).collect()
-    }
-
-    /// What the text begins with.
-    pub(crate) const fn directives(&self) -> &'static str {
-        self.matrices.directives()
     }
 
     /// Declarations of the shape.

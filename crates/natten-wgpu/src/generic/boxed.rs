@@ -85,8 +85,8 @@ impl Builder<'_> {
             let packed = pass.bindings().into_iter();
             bindings.extend(packed.map(|(_, role, is_written)| Binding::Packed { role, is_written }));
             let functions = [&shape.constants(&pass), BOXES, HALVES, &functions].concat();
-            let source =
-                shape.directives().to_owned() + &self.walk(&self.regions, MATRIX_BACKWARD, fill, &functions);
+            let source = shape.matrices.directives().to_owned()
+                + &self.walk(&self.regions, MATRIX_BACKWARD, fill, &functions);
             let label = if pass.side == Side::Keys { "matrices of keys" } else { "matrices of queries" };
             let workgroups = shape.workgroups(pass.side);
             (pass.side, Run { label: label.to_owned(), source, bindings, workgroups })
