@@ -126,6 +126,14 @@ impl WgpuBackend {
     pub(crate) const fn target_mut(&mut self) -> &mut Target {
         &mut self.target
     }
+
+    /// The same device as if it bound no more bytes at a time.
+    #[cfg(test)]
+    pub(crate) fn binding_at_most(mut self, bytes: u64) -> Self {
+        self.target.binding_bytes = bytes;
+        Arc::get_mut(&mut self.gpu).expect("the device has no other owner").most_binding = bytes;
+        self
+    }
 }
 
 impl Backend for WgpuBackend {

@@ -7,7 +7,7 @@ use natten_core::{Error, OpRequest, PlanOptions, Problem, Result};
 
 use crate::render::math::Real;
 use crate::target::Target;
-use crate::{NAME, matrix, row, tiled, tiled_backward};
+use crate::{NAME, matrix, matrix_backward, row, tiled, tiled_backward};
 
 /// The environment variable that names the only family that may be taken.
 pub const FAMILY_VARIABLE: &str = "NATTEN_WGPU_FAMILY";
@@ -16,7 +16,7 @@ pub const FAMILY_VARIABLE: &str = "NATTEN_WGPU_FAMILY";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Family {
-    /// Forward softmax of f16 by products of matrices that subgroups hold together.
+    /// Softmax of f16, forward and backward, by products of matrices that subgroups hold together.
     Matrix,
     /// Forward softmax in register tiles, whose rows lanes of a subgroup work out among them.
     Subgroup,
@@ -73,6 +73,7 @@ pub(crate) enum Choice {
     Matrix(matrix::Shape),
     Tiled(tiled::Shape),
     Backward(tiled_backward::Shape),
+    MatrixBackward(matrix_backward::Shape),
     Row(row::Shape),
     Generic,
 }
@@ -92,7 +93,11 @@ impl Choice {
         let choice = |family| match family {
             // The faster families multiply: see the shaders' `by_scale`.
             _ if family != Family::Generic && problem.scale() == 0.0 => None,
-            Family::Matrix => matrix::Shape::of(problem, request, options, target).map(Self::Matrix),
+            Family::Matrix => {
+                let forward = matrix::Shape::of(problem, request, options, target);
+                let backward = || matrix_backward::Shape::of(problem, request, options, target);
+                forward.map(Self::Matrix).or_else(|| backward().map(Self::MatrixBackward))
+            }
             Family::Subgroup => {
                 tiled::Shape::of(problem, request, options, target, real, true).map(Self::Tiled)
             }
@@ -122,7 +127,8 @@ impl Choice {
             Self::Matrix(matrix::Shape { boxes, .. })
             | Self::Tiled(tiled::Shape { boxes, .. })
             | Self::Row(row::Shape { boxes, .. })
-            | Self::Backward(tiled_backward::Shape { of_queries: boxes, .. }) => {
+            | Self::Backward(tiled_backward::Shape { of_queries: boxes, .. })
+            | Self::MatrixBackward(matrix_backward::Shape { of_queries: boxes, .. }) => {
                 [boxes.query_tile, boxes.key_tile]
             }
             Self::Generic => [[1; 3], [usize::MAX; 3]],
@@ -131,7 +137,7 @@ impl Choice {
 
     pub(crate) const fn family(&self) -> Family {
         match self {
-            Self::Matrix(_) => Family::Matrix,
+            Self::Matrix(_) | Self::MatrixBackward(_) => Family::Matrix,
             Self::Tiled(shape) if shape.has_subgroups() => Family::Subgroup,
             Self::Tiled(_) | Self::Backward(_) => Family::Tiled,
             Self::Row(_) => Family::Row,

@@ -47,6 +47,16 @@ impl std::fmt::Debug for Gpu {
     }
 }
 
+/// Pipelines that are kept for plans to come: a driver in software takes a megabyte and more for each.
+const MOST_PIPELINES: usize = 1024;
+
+/// Forgets the pipelines that no plan holds, where there are too many.
+fn make_room<P>(pipelines: &mut HashMap<String, Arc<P>>) {
+    if pipelines.len() >= MOST_PIPELINES {
+        pipelines.retain(|_, pipeline| Arc::strong_count(pipeline) > 1);
+    }
+}
+
 impl Gpu {
     pub(crate) fn new(
         adapter: &wgpu::Adapter,
@@ -107,7 +117,10 @@ impl Gpu {
         // A lost device takes everything, and makes nothing of it.
         self.check()?;
         let pipeline = Arc::new(pipeline);
-        known().insert(source.to_owned(), Arc::clone(&pipeline));
+        let mut known = known();
+        make_room(&mut known);
+        known.insert(source.to_owned(), Arc::clone(&pipeline));
+        drop(known);
         Ok(pipeline)
     }
 
@@ -414,6 +427,18 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         let other = other.build().unwrap();
         let request = OpRequest::forward(&other);
         is_lost(block_on(backend.plan(&other, &request, &options)).map(drop).unwrap_err());
+    }
+
+    #[test]
+    fn pipelines_that_no_plan_holds_are_forgotten_in_time() {
+        let held = Arc::new(0);
+        let mut known = HashMap::from([("held".to_owned(), Arc::clone(&held))]);
+        known.extend((2..MOST_PIPELINES).map(|number| (number.to_string(), Arc::new(number))));
+        make_room(&mut known);
+        assert_eq!(known.len(), MOST_PIPELINES - 1);
+        known.insert("one more".to_owned(), Arc::new(1));
+        make_room(&mut known);
+        assert_eq!(known.into_keys().collect::<Vec<_>>(), ["held"]);
     }
 
     #[test]

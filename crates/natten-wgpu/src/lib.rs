@@ -17,9 +17,11 @@ mod family_tests;
 mod generic;
 mod gpu;
 mod matrix;
+mod matrix_backward;
 #[cfg(test)]
 mod matrix_tests;
 mod memory;
+mod pieces;
 mod plan;
 mod rate;
 mod render;

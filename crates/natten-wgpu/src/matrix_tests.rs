@@ -7,6 +7,7 @@ use natten_core::{DType, HostTensor};
 use pollster::block_on;
 
 use crate::gpu::tests::{REQUIRABLE, backend, left_by};
+use crate::pieces::multiply_add;
 use crate::rate::{MATRIX_CHAINS, matrix_probe};
 use crate::spirv::MATRICES;
 use crate::target::Matrices;
@@ -102,10 +103,12 @@ fn cases(matrices: &Matrices) -> Vec<Case> {
     let a_columns = matrices.load("a", 'A', "tiles", "mine", "STRIDE", false);
     let b = matrices.load("b", 'B', "tiles", "second", "STRIDE", true);
     let b_columns = matrices.load("b", 'B', "tiles", "second", "STRIDE", false);
-    let zero = matrices.declare("c");
-    let c = zero.clone() + &matrices.load_again("c", "mine");
-    let product = matrices.multiply_add("c", "a", "b", "");
-    let store = matrices.store("c", "mine");
+    let sum = matrices.ty('C');
+    let zero = format!("var c: {sum};\nc = {sum}();\n");
+    let load_again = format!("c = coopLoadT<{sum}>(&scores[mine], SCORE_STRIDE);\n");
+    let c = zero.clone() + &load_again;
+    let product = multiply_add("c", "a", "b");
+    let store = "coopStoreT(c, &scores[mine], SCORE_STRIDE);\n";
     // The lanes of all subgroups clear what was loaded, so that it has to come from the matrix.
     let clear = "workgroupBarrier();
     for (var i = lane; i < ROWS * STRIDE; i += THREADS) { scores[i] = vec4<f32>(); }
@@ -128,8 +131,7 @@ fn cases(matrices: &Matrices) -> Vec<Case> {
             scores[at] = scores[at] * 2.0 + vec4<f32>(f32(i / CELLS));
         }}
         workgroupBarrier();
-        {}workgroupBarrier();\n}}\n",
-        matrices.load_again("c", "mine")
+        {load_again}workgroupBarrier();\n}}\n"
     );
     let rows = n.rows();
     let doubled = |row: usize, column: usize| {

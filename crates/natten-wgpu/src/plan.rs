@@ -41,6 +41,11 @@ struct Memory {
 /// What the places of bindings are multiples of, on every device.
 const ALIGNMENT: u64 = 256;
 
+/// Where a step's table of parameters begins: of one tensor several steps may take different things to different places.
+const fn place(step: usize) -> u64 {
+    step as u64 * ALIGNMENT
+}
+
 impl WgpuPlan {
     pub(crate) async fn new(
         gpu: &Arc<Gpu>,
@@ -77,8 +82,8 @@ impl WgpuPlan {
         &self,
         encoder: &mut wgpu::CommandEncoder,
         pipeline: &wgpu::ComputePipeline,
-        run: &Run,
-        part: Turn<'_>,
+        (number, run): (usize, &Run),
+        part: Option<&Part>,
         &OfRun { memory, tensors, ref direct }: &OfRun<'_>,
     ) -> Result<()> {
         let mut entries = Vec::with_capacity(run.bindings.len());
@@ -99,9 +104,9 @@ impl WgpuPlan {
                     Some(buffer) => buffer.as_entire_binding(),
                     None => return Err(failed(format!("there is no packed {role}"))),
                 },
-                Binding::Parameters { role, .. } => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                Binding::Parameters { .. } => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: &memory.parameters,
-                    offset: self.place(*role, part),
+                    offset: place(number),
                     size: wgpu::BufferSize::new(ALIGNMENT),
                 }),
             };
@@ -134,7 +139,9 @@ impl WgpuPlan {
                 && tensor.strides() == natten_core::contiguous_strides(tensor.shape())
                 && (packed.bytes()..=self.gpu.most_binding).contains(&buffer.size());
             let mut is_alone = true;
-            if packed.role == Role::Output {
+            let is_output =
+                self.sequence.tensors.iter().any(|spec| spec.role == packed.role && spec.is_output);
+            if is_output {
                 for (&role, other) in tensors.iter().filter(|(role, _)| **role != packed.role) {
                     is_alone &= memory_of(&self.gpu, role.name(), other)?.buffer != *buffer;
                 }
@@ -146,22 +153,15 @@ impl WgpuPlan {
         Ok(direct)
     }
 
-    /// Where a tensor's table of parameters begins.
-    fn place(&self, role: Role, part: Turn<'_>) -> u64 {
-        let tensors = &self.sequence.tensors;
-        let number = tensors.iter().position(|spec| spec.role == role).unwrap_or(0);
-        (part.number * tensors.len() + number) as u64 * ALIGNMENT
-    }
-
     /// What a part takes of a tensor, in a window of its memory that can be bound, and the window.
     fn window(
         &self,
         role: Role,
         tensor: &Tensor,
-        part: Turn<'_>,
+        part: Option<&Part>,
     ) -> Result<(Layout, u64, Option<wgpu::BufferSize>)> {
         let memory = memory_of(&self.gpu, role.name(), tensor)?;
-        let layout = Layout::of(tensor).cut(part.part.map_or(&[], |part| part.cuts(role)));
+        let layout = Layout::of(tensor).cut(part.map_or(&[], |part| part.cuts(role)));
         let (bytes, most) = (memory.buffer.size(), self.gpu.most_binding);
         let (Some((low, high)), true) = (layout.span(), bytes > most) else { return Ok((layout, 0, None)) };
         let size = tensor.dtype().size() as u64;
@@ -180,12 +180,13 @@ impl WgpuPlan {
         Ok((layout.behind((start / size) as isize), start, wgpu::BufferSize::new(len)))
     }
 
-    /// The steps that run shaders, or clear, with the part of the tensors that each is of.
-    fn turns(&self) -> impl Iterator<Item = (usize, &Step, Turn<'_>)> {
-        let mut turn = Turn { number: 0, part: None };
+    /// The steps that run shaders, or clear, with the part of the tensors that each is of; none of a problem that is not
+    /// parted.
+    fn turns(&self) -> impl Iterator<Item = (usize, &Step, Option<&Part>)> {
+        let mut turn = None;
         self.sequence.steps.iter().enumerate().filter_map(move |(number, step)| match step {
             Step::Begin(part) => {
-                turn = Turn { number: turn.number + usize::from(turn.part.is_some()), part: Some(part) };
+                turn = Some(part);
                 None
             }
             _ => Some((number, step, turn)),
@@ -194,13 +195,12 @@ impl WgpuPlan {
 
     /// Bytes of all tables of parameters.
     fn parameter_bytes(&self) -> u64 {
-        let parts = self.sequence.steps.iter().filter(|step| matches!(step, Step::Begin(_))).count().max(1);
-        (parts * self.sequence.tensors.len()) as u64 * ALIGNMENT
+        place(self.sequence.steps.len())
     }
 
     /// Writes how the tensors lie in memory.
     fn write_parameters(&self, memory: &Memory, tensors: &BTreeMap<Role, &Tensor>) -> Result<()> {
-        for (_, step, part) in self.turns() {
+        for (number, step, part) in self.turns() {
             let Step::Run(run) = step else { continue };
             for binding in &run.bindings {
                 if let Binding::Parameters { role, at } = binding {
@@ -209,7 +209,7 @@ impl WgpuPlan {
                         self.sequence.tensors.iter().any(|spec| spec.role == *role && spec.is_output);
                     let parameters = convert::parameters(&layout, *at, is_output)?;
                     let bytes: &[u8] = bytemuck::cast_slice(&parameters);
-                    self.gpu.queue.write_buffer(&memory.parameters, self.place(*role, part), bytes);
+                    self.gpu.queue.write_buffer(&memory.parameters, place(number), bytes);
                 }
             }
         }
@@ -224,14 +224,6 @@ struct OfRun<'a> {
     tensors: &'a BTreeMap<Role, &'a Tensor>,
     /// The tensors that take the place of packed vectors.
     direct: BTreeSet<Role>,
-}
-
-/// A part of the problem that has its turn: which, of those that there are, and what it takes; none of a problem that
-/// is not parted.
-#[derive(Clone, Copy, Debug)]
-struct Turn<'a> {
-    number: usize,
-    part: Option<&'a Part>,
 }
 
 /// What an operation is, in words.
@@ -320,7 +312,7 @@ impl Plan for WgpuPlan {
                 // Nothing is copied where the tensor itself is bound.
                 (Step::Run(run), _) if run.copies().is_some_and(|role| of_run.direct.contains(&role)) => {}
                 (Step::Run(run), Some(pipeline)) => {
-                    self.record(&mut encoder, pipeline, run, part, &of_run)?;
+                    self.record(&mut encoder, pipeline, (number, run), part, &of_run)?;
                 }
                 _ => {}
             }

@@ -108,13 +108,13 @@ fn every_sequence(target: &Target, mut visit: impl FnMut(&str, &Sequence)) {
         }
         let axes = [AxisParams::new(12, 5), AxisParams::new(14, 3).dilation(3)];
         // Without additional tokens, which not every family takes.
-        for name in ["softmax", "blocks"] {
+        for (name, dim) in [("softmax", 72), ("blocks", 72), ("softmax", 24), ("blocks", 24)] {
             let window = Neighborhood::new(&axes).unwrap();
-            let plain = Problem::builder(window, dtype).heads(4).heads_kv(2).head_dim(72);
+            let plain = Problem::builder(window, dtype).heads(4).heads_kv(2).head_dim(dim);
             let plain = plain.program(program(name)).build().unwrap();
             for op in [Op::Forward, Op::Backward] {
                 let sequence = sequence(&plain, &whole(&plain, op), &PlanOptions::default(), target);
-                visit_planned(&format!("plain {name} {op} {dtype}"), target, sequence, &mut visit);
+                visit_planned(&format!("plain {name} {dim} {op} {dtype}"), target, sequence, &mut visit);
             }
         }
         let problem = recurrence(dtype);
@@ -141,6 +141,15 @@ fn naga_takes_every_shader() {
     }
     for family in Family::ALL.map(Family::name) {
         assert!(seen.iter().any(|(_, of)| *of == family), "{family}");
+    }
+    // Gradients of keys and values in one shader, and in one each.
+    for sums in [["first", "second"], ["first", ""], ["second", ""]] {
+        let has = |source: &str| {
+            ["first", "second"]
+                .iter()
+                .all(|name| source.contains(&format!("fn write_{name}(")) == sums.contains(name))
+        };
+        assert!(seen.iter().any(|(source, _)| has(source)), "{sums:?}");
     }
     assert!(seen.len() > 100);
 }
@@ -199,13 +208,17 @@ fn naga_takes_the_probe_of_matrices() {
 /// The planner's sum is what the shader takes: no driver is asked to refuse it.
 #[test]
 fn workgroup_memory_fits_the_target() {
-    for (target, most) in [(Target::BROWSER, 16 << 10), (VULKAN, 48 << 10)] {
-        for dim in [8, 64, 128, 256] {
+    let tiled = [(Target::BROWSER, 16 << 10), (VULKAN, 48 << 10)]
+        .map(|(target, most)| (target, most, DType::F32, "tiled", vec![Op::Forward], vec![8, 64, 128, 256]));
+    let both = vec![Op::Forward, Op::Backward];
+    let matrix = (with_matrices(16, true), 48 << 10, DType::F16, "matrix", both, vec![8, 64, 128]);
+    for (target, most, dtype, family, ops, dims) in tiled.into_iter().chain([matrix]) {
+        for (&dim, &op) in dims.iter().flat_map(|dim| ops.iter().map(move |op| (dim, op))) {
             let neighborhood = Neighborhood::full(300, 300, None).unwrap();
-            let problem = Problem::builder(neighborhood, DType::F32).head_dim(dim).build().unwrap();
-            let request = OpRequest::forward(&problem);
+            let problem = Problem::builder(neighborhood, dtype).head_dim(dim).build().unwrap();
+            let request = OpRequest::of(op, &problem, []);
             let sequence = sequence(&problem, &request, &PlanOptions::default(), &target).unwrap();
-            assert_eq!(sequence.family, "tiled");
+            assert_eq!(sequence.family, family);
             for run in sequence.runs() {
                 let module = naga::front::wgsl::parse_str(&run.source).unwrap();
                 let mut layouter = naga::proc::Layouter::default();
@@ -216,7 +229,7 @@ fn workgroup_memory_fits_the_target() {
                     .filter(|(_, variable)| variable.space == naga::AddressSpace::WorkGroup)
                     .map(|(_, variable)| layouter[variable.ty].size)
                     .sum();
-                assert!(bytes <= most, "head dim {dim}: {bytes} bytes of {most}");
+                assert!(bytes <= most, "{op}, head dim {dim}: {bytes} bytes of {most}");
             }
         }
     }
@@ -312,6 +325,7 @@ fn representative_shaders() {
     let matrix = of(DType::F16, Op::Forward, Family::Matrix);
     let subgroup = of(DType::F32, Op::Forward, Family::Subgroup);
     let tiled_backward = of(DType::F32, Op::Backward, Family::Tiled);
+    let matrix_backward = of(DType::F16, Op::Backward, Family::Matrix);
     for (name, sequence) in [
         ("forward", forward),
         ("backward", backward),
@@ -319,6 +333,7 @@ fn representative_shaders() {
         ("matrix", matrix),
         ("subgroup", subgroup),
         ("tiled_backward", tiled_backward),
+        ("matrix_backward", matrix_backward),
     ] {
         let sequence = sequence.unwrap();
         let mut known: Vec<&str> = Vec::new();

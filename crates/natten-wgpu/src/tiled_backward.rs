@@ -13,7 +13,8 @@ use crate::template::Fill;
 use crate::tiled::is_softmax;
 
 /// The shader.
-pub(crate) const TILED_BACKWARD: &str = include_str!("wgsl/tiled_backward.wgsl");
+pub(crate) const TILED_BACKWARD: &str =
+    concat!(include_str!("wgsl/factors.wgsl"), include_str!("wgsl/tiled_backward.wgsl"));
 
 /// Rows of the side that a workgroup keeps, and columns of a box of the other side.
 const ROWS: usize = 64;

@@ -48,7 +48,7 @@ impl Builder<'_> {
             let at = self.reserve(rows);
             self.regions.put("TO_LSE", at);
         }
-        if is_backward {
+        if is_backward && !matches!(self.choice, Choice::MatrixBackward(_)) {
             self.place_gradients();
         }
         let given = if op.is_forward_mode() { self.tangents.given() } else { Given::default() };
@@ -88,9 +88,19 @@ impl Builder<'_> {
                 self.run_workgroups("a query each", source, shape.workgroups());
                 return Ok(());
             }
-            Choice::Backward(_) | Choice::Generic => {}
+            Choice::MatrixBackward(_) | Choice::Backward(_) | Choice::Generic => {}
         }
         let rows = builder.rows(&pairs)?;
+        if let Choice::MatrixBackward(shape) = builder.choice {
+            let runs = builder.matrix_backward(&shape, &pairs[0])?;
+            let row_count = self.len(Role::Query) / self.problem.head_dim() as u64;
+            self.steps.push(Step::Run(self.rows_of_packed(rows, row_count)));
+            for (side, run) in runs {
+                self.check_loops(&run.label, shape.iterations(self.problem, side))?;
+                self.steps.push(Step::Run(run));
+            }
+            return Ok(());
+        }
         if let Choice::Backward(shape) = builder.choice {
             let sides = builder.tiled_backward(&shape, &pairs[0])?;
             let row_count = self.len(Role::Query) / self.problem.head_dim() as u64;
@@ -180,7 +190,7 @@ impl Builder<'_> {
     /// Room for the numbers that later walks take from the rows.
     fn regions_of_rows(&mut self, is_backward: bool) {
         let wanted = &self.wanted;
-        let is_tiled = matches!(self.choice, Choice::Backward(_));
+        let is_tiled = matches!(self.choice, Choice::Backward(_) | Choice::MatrixBackward(_));
         if is_backward
             && (is_tiled || wanted.key || wanted.value || wanted.rpb || !wanted.captures.is_empty())
         {
@@ -215,12 +225,14 @@ impl Builder<'_> {
             && pairs.iter().any(|pair| {
                 pair.lowered.stages.iter().any(|stage| !pair.lowered.graph.is_zero(stage.element.tangent))
             });
-        // Tiles of queries do that, where there are such.
+        // Boxes of queries do that, where there are such.
         let sweeps_query = !matches!(self.choice, Choice::Backward(_))
             && ["TO_DQ", "TO_DQ_T"].iter().any(|name| self.regions.get(name).is_some());
 
+        // Where vectors are packed, no sweep is left.
+        let is_packed = matches!(self.choice, Choice::MatrixBackward(_));
         let mut functions = String::new();
-        for pair in pairs {
+        for pair in pairs.iter().filter(|_| !is_packed) {
             functions += &pair.mask()?;
             if sweeps_stages {
                 functions += &pair.stages()?;
@@ -252,7 +264,9 @@ impl Builder<'_> {
                 .flag("TANGENTS", has_tangents)
                 .flag("LOGSUMEXP", self.problem.has_logsumexp())
                 .value("LOGSUMEXP", self.problem.program().logsumexp().unwrap_or(0))
-                .value("DIM_V", self.problem.head_dim_v());
+                .value("DIM_V", self.problem.head_dim_v())
+                .flag("PACKED", is_packed)
+                .value("CELLS", self.problem.head_dim_v().next_multiple_of(16) / 4);
             self.regions.flags(fill).apply(template)
         };
         let mut sweeps = Vec::new();
@@ -280,7 +294,7 @@ impl Builder<'_> {
             sweeps.push(Sweep { pairs: self.add_key(), then: String::new() });
         }
         let fill = Fill::default()
-            .flag("SCORES", true)
+            .flag("SCORES", !is_packed)
             .flag("TANGENTS", has_tangents)
             .flag("GRADS", of_pairs || sweeps_query)
             .flag("SWEEP_STAGES", sweeps_stages)

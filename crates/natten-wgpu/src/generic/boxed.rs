@@ -6,8 +6,10 @@ use natten_core::{Result, Role};
 use super::Builder;
 use super::functions::Functions;
 use crate::matrix::{self, MATRIX};
+use crate::matrix_backward::{self, MATRIX_BACKWARD, Pass};
+use crate::pieces::HALVES;
 use crate::row::{self, ROW};
-use crate::sequence::{Binding, Run};
+use crate::sequence::{Binding, Run, workgroups};
 use crate::template::Fill;
 use crate::tiled::{self, TILED};
 use crate::tiled_backward::{self, Side, TILED_BACKWARD};
@@ -40,9 +42,56 @@ impl Builder<'_> {
                 .iter()
                 .map(|packed| Binding::Packed { role: packed.role, is_written: packed.role == Role::Output }),
         );
-        let functions = shape.constants() + &functions;
+        let functions = shape.constants() + HALVES + &functions;
         let source = shape.directives() + &self.walk(&self.regions, MATRIX, fill, &functions);
         Ok(Run { label: "matrices".to_owned(), source, bindings, workgroups: shape.workgroups() })
+    }
+
+    /// The step that works the numbers of rows out from packed gradients and outputs.
+    pub(super) fn rows_of_packed(&self, rows: String, count: u64) -> Run {
+        let packed = |number, name| {
+            format!("@group(0) @binding({number}) var<storage, read> {name}: array<vec4<f16>>;\n")
+        };
+        let source =
+            "enable f16;\n".to_owned() + &rows + &packed(1, "packed_grads") + &packed(2, "packed_outputs");
+        let of = |role| Binding::Packed { role, is_written: false };
+        Run {
+            label: "rows".to_owned(),
+            source,
+            bindings: vec![Binding::Arena, of(Role::GradOutput), of(Role::Output)],
+            workgroups: workgroups(count, self.target.workgroups),
+        }
+    }
+
+    /// The steps of the matrix family's backward pass.
+    pub(super) fn matrix_backward(
+        &self,
+        shape: &matrix_backward::Shape,
+        pair: &Functions<'_>,
+    ) -> Result<Vec<(Side, Run)>> {
+        let has_program = self.has_program();
+        let mut functions = String::new();
+        if has_program {
+            functions += &pair.mask()?;
+            functions += &pair.weight()?;
+            functions += &pair.grad_score()?;
+        }
+        let of_pass = |pass: Pass| {
+            let mut bindings = vec![Binding::Arena];
+            if functions.contains("ints[") {
+                bindings.push(Binding::Integers { is_written: false });
+            }
+            let fill = shape.fill(&pass, has_program, bindings.len());
+            let packed = pass.bindings().into_iter();
+            bindings.extend(packed.map(|(_, role, is_written)| Binding::Packed { role, is_written }));
+            let functions = [&shape.constants(&pass), BOXES, HALVES, &functions].concat();
+            let source = shape.matrices.directives().to_owned()
+                + &self.walk(&self.regions, MATRIX_BACKWARD, fill, &functions);
+            let label = if pass.side == Side::Keys { "matrices of keys" } else { "matrices of queries" };
+            let workgroups = shape.workgroups(pass.side);
+            (pass.side, Run { label: label.to_owned(), source, bindings, workgroups })
+        };
+        Ok(shape.passes().into_iter().map(of_pass).collect())
     }
 
     /// The shaders of the backward pass in tiles that are needed.

@@ -65,8 +65,10 @@ fn piece(
     target.check_dtype(problem.dtype())?;
     let mut builder = Builder { first, ..Builder::new(problem, request, target, tensors) };
     builder.choice = Choice::of(problem, request, options, target, builder.real)?;
-    if let Choice::Matrix(shape) = builder.choice {
-        builder.packed = shape.packed(problem).to_vec();
+    match builder.choice {
+        Choice::Matrix(shape) => builder.packed = shape.packed(problem).to_vec(),
+        Choice::MatrixBackward(shape) => builder.packed = shape.packed(problem),
+        _ => {}
     }
     builder.read_inputs()?;
     if problem.program().decay().is_some() {
@@ -225,7 +227,7 @@ impl<'p> Builder<'p> {
         }
         let others = OTHERS.into_iter().chain([("DST", Role::TangentGradFinalState)]);
         for (name, role) in others {
-            if self.input(role).is_some() {
+            if self.input(role).is_some() && !self.pack_inputs([role; 2]) {
                 let at = self.reserve(self.len(role));
                 self.regions.put(name, at);
                 self.read(role, at);

@@ -23,8 +23,9 @@ pub(crate) fn sequence(
 ) -> Result<Sequence> {
     let whole = piece(problem, request, options, target, First::default())?;
     let Err(too_large) = check_bindings(&whole, target) else { return Ok(whole) };
-    let packed = whole.packed.iter().map(Packed::bytes);
-    let bytes = packed.fold(whole.arena * whole.element, u64::max);
+    // Every family keeps a part's share of this at least; parts may be done by another than the whole.
+    let parted = whole.tensors.iter().filter(|spec| !is_of_heads_alone(spec.role) && !is_captured(spec.role));
+    let bytes = parted.map(|spec| spec.bytes() as u64).max().unwrap_or(0);
     let (batch, heads_kv) = (problem.batch(), problem.heads_kv());
     let pieces_of = |batches: usize, heads: usize| {
         let all = |of: usize, len: usize| (0..of).step_by(len).map(move |n| n..(n + len).min(of));
@@ -166,7 +167,7 @@ fn cuts(
 
 #[cfg(test)]
 mod tests {
-    use natten_conformance::{Case, cases, run_case};
+    use natten_conformance::{Case, HostTensors, cases, evaluate, run_case};
     use natten_core::DType;
     use natten_core::geometry::{AxisParams, Neighborhood};
     use natten_core::program::{Capture, Program};
@@ -270,6 +271,49 @@ mod tests {
                 "{outcome}"
             );
             assert!(!outcome.tensors.is_empty(), "{outcome}");
+        }
+    }
+
+    /// Tensors that no binding holds, a share at a time: of batch entries, and of heads where an entry is too much.
+    #[test]
+    fn parts_are_the_whole_to_the_last_bit() {
+        let Some(whole) = backend() else { return };
+        let window = [AxisParams::new(9, 4), AxisParams::new(7, 3).dilation(2)];
+        let problem = Problem::builder(Neighborhood::new(&window).unwrap(), DType::F32)
+            .batch(12)
+            .heads(4)
+            .heads_kv(2)
+            .head_dim(12)
+            .build()
+            .unwrap();
+        let requests = [OpRequest::forward(&problem), OpRequest::backward(&problem)];
+        let case = Case::new("parts", problem.clone());
+        let mut inputs = HostTensors::new();
+        let mut expected = Vec::new();
+        for request in &requests {
+            for spec in problem.tensors(request).unwrap().iter().filter(|spec| !spec.is_output) {
+                inputs.entry(spec.role).or_insert_with(|| case.input(spec.role).unwrap());
+            }
+            let results = evaluate(&whole, &problem, request, &PlanOptions::default(), &inputs).unwrap();
+            // What the forward pass gives, the backward pass takes.
+            inputs.extend(results.clone());
+            expected.push(results);
+        }
+        for (request, expected) in requests.iter().zip(&expected) {
+            // Room for one of the twelve batch entries, and for one key head of the two.
+            for (share, count) in [(8, 12), (20, 24)] {
+                let most = bytes_of(&problem, request) / share;
+                let backend = backend().unwrap().binding_at_most(most);
+                let sequence =
+                    sequence(&problem, request, &PlanOptions::default(), backend.target()).unwrap();
+                assert_eq!(parts(&sequence), count, "{} in bindings of {most} bytes", request.op);
+                let largest = sequence.tensors.iter().map(|spec| spec.bytes() as u64).max().unwrap();
+                assert!(largest > most, "{largest} bytes and bindings of {most}");
+                let found = evaluate(&backend, &problem, request, &PlanOptions::default(), &inputs).unwrap();
+                for (role, expected) in expected {
+                    assert!(found[role].to_le_bytes() == expected.to_le_bytes(), "{role} in {count} parts");
+                }
+            }
         }
     }
 }

@@ -10,6 +10,7 @@
 @group(0) @binding($VALUES$) var<storage, read> packed_values: array<vec4<f16>>;
 @group(0) @binding($OUTPUT$) var<storage, read_write> packed_output: array<vec2<u32>>;
 
+// Drivers lay these out one behind the other, and load matrices from multiples of 16 bytes alone: every size is one.
 // The keys of a box, and behind them the values; before the walk the queries. Rows are padded, so that eight of them
 // begin in different banks.
 var<workgroup> tiles: array<vec4<f16>, TILE_CELLS>;
@@ -19,29 +20,16 @@ var<workgroup> weights: array<vec4<f16>, 64u * WEIGHT_STRIDE>;
 // The vectors of the keys that are fetched next.
 var<workgroup> key_vector: array<u32, 32>;
 // By axis and n: the cells of a box of keys that are before n along the axis.
-var<workgroup> before: array<u32, 99>;
+var<workgroup> before: array<u32, 100>;
 // Whether a peak moved; whether a value is infinite or NaN, which a masked pair may not see.
-var<workgroup> has_moved: atomic<u32>;
-var<workgroup> is_odd: atomic<u32>;
+var<workgroup> has_moved: array<atomic<u32>, 4>;
+var<workgroup> is_odd: array<atomic<u32>, 4>;
 //:if LOOPS
 var<workgroup> kept: array<vec4<f16>, 64u * KEY_STRIDE>;
 //:end
 
-const LARGEST_HALF = 65504.0;
-// An infinite value counts however small its weight is.
-const LEAST_HALF = vec4<f32>(5.9604644775390625e-8);
 // How far scores may be above their row's peak.
 const SLACK = 8.0;
-
-fn to_half(x: f32) -> u32 {
-    let bits = bitcast<u32>(x);
-    let sign = (bits >> 16u) & 0x8000u;
-    let size = bits & 0x7fffffffu;
-    if (size > 0x7f800000u) { return sign | 0x7e00u; }
-    if (size >= 0x477ff000u) { return sign | 0x7c00u; }
-    if (size < 0x38800000u) { return sign | u32(round(bitcast<f32>(size) * 16777216.0)); }
-    return sign | ((size + 0xfffu + ((size >> 13u) & 1u) - 0x38000000u) >> 13u);
-}
 
 // What a workgroup walks.
 struct Walk {
@@ -176,7 +164,7 @@ fn main(
         }
         before[i] = cells;
     }
-    if (lane == 0u) { atomicStore(&is_odd, 0u); }
+    if (lane == 0u) { atomicStore(&is_odd[0], 0u); }
     if (lane < 32u && step_count > 0) { key_vector[lane] = key_of(walk, 0, lane); }
     for (var i = lane; i < 64u * KEY_CELLS; i += $THREADS$u) {
         let place = cut.first + offset_in(i32(i / KEY_CELLS), QUERY_TILE);
@@ -203,7 +191,7 @@ $FETCH$
         workgroupBarrier();
 $STAGE$
         if (lane < 32u) { key_vector[lane] = key_of(walk, min(step + 1, step_count - 1), lane); }
-        if (lane == 0u) { atomicStore(&has_moved, 0u); }
+        if (lane == 0u) { atomicStore(&has_moved[0], 0u); }
         workgroupBarrier();
         // What comes next is on its way while this is multiplied.
         if (step + 1 < step_count) {
@@ -211,7 +199,7 @@ $FETCH$
         }
 $MULTIPLY_SCORES$
         workgroupBarrier();
-        let odd = atomicLoad(&is_odd);
+        let odd = atomicLoad(&is_odd[0]);
         let start = start_of(walk, step);
         let is_full = step < walk.window_steps && IS_WHOLE && all(spans_last.start <= start)
             && all(start + KEY_TILE <= spans_first.end);
@@ -249,14 +237,14 @@ $MASK_SCORES$
 $HIGHEST$
         let moves = highest > peak + SLACK;
         // Before the first score there is nothing to scale.
-        if (moves && peak > LOWEST) { atomicStore(&has_moved, 1u); }
+        if (moves && peak > LOWEST) { atomicStore(&has_moved[0], 1u); }
         let shrink = select(1.0, exp(peak - highest), moves);
         peak = select(peak, highest, moves);
         total *= shrink;
 $WEIGHTS$
         workgroupBarrier();
-        if (lane == 0u) { atomicStore(&is_odd, 0u); }
-        if ((odd | atomicLoad(&has_moved)) != 0u) {
+        if (lane == 0u) { atomicStore(&is_odd[0], 0u); }
+        if ((odd | atomicLoad(&has_moved[0])) != 0u) {
 $EDIT_OUTPUT$
         }
 $MULTIPLY_VALUES$

@@ -20,13 +20,6 @@ var<workgroup> before: array<u32, 99>;
 // Whether a row has no pair with a column; whether an element of a column is infinite or NaN.
 var<workgroup> has_gaps: atomic<u32>;
 var<workgroup> is_odd: atomic<u32>;
-// The factor of a pair that does not count: -0, which adds nothing and can be told from a factor that underflows.
-const ABSENT: u32 = 0x80000000u;
-
-fn absent() -> f32 { return bitcast<f32>(ABSENT | zero); }
-// A factor that counts.
-fn present(x: f32) -> f32 { return select(x, 0.0, x == 0.0); }
-
 // An element of four rows; of four columns; four elements of a column.
 fn four_rows(group: u32, d: u32, at: u32, dim: u32) -> vec4<f32> {
     if (d >= dim) { return vec4<f32>(0.0); }
@@ -56,28 +49,6 @@ fn four_elements(column: u32, quarter: u32, at: u32, dim: u32) -> vec4<f32> {
     if (d + 3u < dim) { four.w = arena[place + 3u]; }
     return four;
 }
-
-// The numbers of a query's row: its logsumexp, its shift, and whether it counts.
-fn numbers_of(query: u32) -> vec3<f32> {
-    let at = NUMBERS + query * (1u + 4u * STAGES);
-    return vec3<f32>(arena[at + 1u], arena[at + 3u], arena[at]);
-}
-
-//:if PROGRAM
-// The weight of a pair and the gradient of its score, from the scaled product; ABSENT where the mask leaves it out.
-fn factors_of(query: u32, kc: vec3<i32>, scaled: f32, grad: f32) -> vec2<f32> {
-    let at = with_key(site_of_query(query), kc);
-    let row = load_row(query);
-    if (!w_mask(at, row)) { return vec2<f32>(absent()); }
-    var x = Pair();
-    x.score = scaled;
-    x.grad = grad;
-//:if RPB
-    x.score += arena[RPB + bias_entry(at)];
-//:end
-    return vec2<f32>(present(w_weight(at, row, x)[0]), present(w_grad_score(at, row, x)[0]));
-}
-//:end
 
 @compute @workgroup_size($THREADS$)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
