@@ -75,14 +75,14 @@ impl Builder<'_> {
     /// The shader of the tiled family.
     pub(super) fn tiled_forward(&self, shape: &tiled::Shape, pair: &Functions<'_>) -> Result<String> {
         let has_program = self.has_program();
-        let mut functions = shape.constants() + BOXES;
+        let mut functions = shape.constants(self.problem) + BOXES;
         if has_program {
             functions += &pair.mask()?;
             functions += &pair.stages()?;
         }
         let places: Vec<u64> = ["Q", "K", "V"].iter().filter_map(|name| self.regions.get(name)).collect();
         let is_wide = shape.reads_wide(has_program, &places);
-        let fill = shape.fill(self.problem, has_program, is_wide);
+        let fill = shape.fill(has_program, is_wide);
         let source = self.walk(&self.regions, TILED, fill, &functions);
         // The same memory, as vectors of four.
         let (narrow, wide) = ("arena: array<R>;", "arena: array<vec4<R>>;");
