@@ -20,6 +20,7 @@ mod matrix;
 mod memory;
 mod plan;
 mod rate;
+mod register_tile;
 mod render;
 mod row;
 mod sequence;

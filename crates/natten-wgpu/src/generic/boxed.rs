@@ -9,7 +9,7 @@ use crate::matrix::{self, MATRIX};
 use crate::row::{self, ROW};
 use crate::sequence::{Binding, Run};
 use crate::template::Fill;
-use crate::tiled::{self, TILED};
+use crate::tiled::{self, REGISTER_TILE, TILED};
 use crate::tiled_backward::{self, Side, TILED_BACKWARD};
 
 const BOXES: &str = include_str!("../wgsl/boxes.wgsl");
@@ -83,7 +83,7 @@ impl Builder<'_> {
         let places: Vec<u64> = ["Q", "K", "V"].iter().filter_map(|name| self.regions.get(name)).collect();
         let is_wide = shape.reads_wide(has_program, &places);
         let fill = shape.fill(has_program, is_wide);
-        let source = self.walk(&self.regions, TILED, fill, &functions);
+        let source = self.walk(&self.regions, &(REGISTER_TILE.to_owned() + TILED), fill, &functions);
         // The same memory, as vectors of four.
         let (narrow, wide) = ("arena: array<R>;", "arena: array<vec4<R>>;");
         Ok(if is_wide { source.replacen(narrow, wide, 1) } else { source })

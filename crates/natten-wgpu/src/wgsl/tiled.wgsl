@@ -1,4 +1,4 @@
-// Softmax over boxes: a workgroup takes a box of TILE_ROWS queries of a head, and walks the boxes of TILE_KEYS keys that
+// Softmax over boxes: a workgroup takes a box of ROW_COUNT queries of a head, and walks the boxes of COLUMN_COUNT keys that
 // their windows meet. A thread has 8 rows, every ROW_GROUPS-th, by every COLUMN_GROUPS-th key of the scores, and by one or
 // two quarters of four of the output. Queries and keys come through workgroup memory a part of their elements at a time,
 // values and weights a few keys at a time, and what comes next is on its way while a part is multiplied. Vectors lie there
@@ -6,60 +6,15 @@
 // Scores are in bits (times log2 e), so that a weight is a power of two. Boxes that every query sees whole need no mask.
 
 var<workgroup> staged: array<vec4<f32>, $STAGED_CELLS$>;
-var<workgroup> row_vector: array<u32, TILE_ROWS>;
+var<workgroup> row_vector: array<u32, ROW_COUNT>;
 // What a row sees of a box, by axis: where it begins, and where it ends.
-var<workgroup> row_low: array<u32, TILE_ROWS>;
-var<workgroup> row_high: array<u32, TILE_ROWS>;
+var<workgroup> row_low: array<u32, ROW_COUNT>;
+var<workgroup> row_high: array<u32, ROW_COUNT>;
 // The vectors of a box and of the next, and where the cells of a box are in it.
-var<workgroup> key_vector: array<u32, 2u * TILE_KEYS>;
-var<workgroup> key_place: array<u32, TILE_KEYS>;
+var<workgroup> key_vector: array<u32, 2u * COLUMN_COUNT>;
+var<workgroup> key_place: array<u32, COLUMN_COUNT>;
 // Whether a value was infinite or NaN: from then on pairs that are masked may not be multiplied with 0.
 var<workgroup> is_odd: atomic<u32>;
-
-// The weight of a pair that does not count: -0, which adds nothing and can be told from a weight that underflows.
-const ABSENT: u32 = 0x80000000u;
-
-// Three places below 512 in a number, each under a bit of guard; and a place that nobody sees.
-const GUARD: u32 = 0x20080200u;
-const NOWHERE: u32 = 0x1ff7fdffu;
-fn packed(place: vec3<u32>) -> u32 { return place.x | (place.y << 10u) | (place.z << 20u); }
-// Whether low <= place < high along each axis; the guards are in `high`.
-fn is_between(place: u32, low: u32, high: u32) -> bool {
-    return (((place | GUARD) - low) & (high - place) & GUARD) == GUARD;
-}
-
-// Four numbers one behind the other, and a number to a place.
-//:if WIDE
-fn four_at(at: u32) -> vec4<f32> { return arena[at / 4u]; }
-fn put(at: u32, x: f32) { arena[at / 4u][at % 4u] = x; }
-//:else
-fn four_at(at: u32) -> vec4<f32> { return vec4<f32>(arena[at], arena[at + 1u], arena[at + 2u], arena[at + 3u]); }
-fn put(at: u32, x: f32) { arena[at] = x; }
-//:end
-
-// Four elements of a vector, those behind its end 0.
-fn four_of(at: u32, d: u32, dim: u32) -> vec4<f32> {
-    if (d + 4u <= dim) { return four_at(at + d); }
-    var four = vec4<f32>(0.0);
-//:if !WIDE
-    if (d < dim) { four.x = arena[at + d]; }
-    if (d + 1u < dim) { four.y = arena[at + d + 1u]; }
-    if (d + 2u < dim) { four.z = arena[at + d + 2u]; }
-//:end
-    return four;
-}
-
-// Writes four elements of a vector, but those behind its end.
-fn put_four(at: u32, d: u32, dim: u32, four: vec4<f32>) {
-//:if WIDE
-    if (d < dim) { arena[(at + d) / 4u] = four; }
-//:else
-    if (d < dim) { put(at + d, four.x); }
-    if (d + 1u < dim) { put(at + d + 1u, four.y); }
-    if (d + 2u < dim) { put(at + d + 2u, four.z); }
-    if (d + 3u < dim) { put(at + d + 3u, four.w); }
-//:end
-}
 
 // What a workgroup walks.
 struct Walk {
@@ -76,7 +31,7 @@ struct Walk {
 fn key_of(walk: Walk, step: i32, cell: u32) -> u32 {
 //:if ADDITIONAL
     if (step >= walk.window_steps) {
-        let n = (step - walk.window_steps) * i32(TILE_KEYS) + i32(cell);
+        let n = (step - walk.window_steps) * i32(COLUMN_COUNT) + i32(cell);
         return additional_vector_at(walk.b, walk.h, min(n, ADDITIONAL - 1));
     }
 //:end
@@ -84,6 +39,14 @@ fn key_of(walk: Walk, step: i32, cell: u32) -> u32 {
     let position = min(start + offset_in(i32(cell), KEY_TILE), walk.end - 1);
     return key_vector_at(walk.b, walk.h, walk.residue + DILATION * position);
 }
+
+//:if ADDITIONAL
+// Where a cell of a box is in it; additional keys are in no place of their own, and seen by all.
+fn place_of(walk: Walk, step: i32, cell: u32) -> u32 {
+    let n = (step - walk.window_steps) * i32(COLUMN_COUNT) + i32(cell);
+    return select(select(NOWHERE, 0u, n < ADDITIONAL), key_place[cell], step < walk.window_steps);
+}
+//:end
 
 //:if PROGRAM
 // The modified score of a pair in bits, from the scaled one; LOWEST where the mask leaves the pair out.
@@ -131,7 +94,7 @@ fn main(
     let column_group = lane % COLUMN_GROUPS;
     var span = Spans();
     var is_row = false;
-    if (lane < TILE_ROWS) {
+    if (lane < ROW_COUNT) {
         // Rows beyond the box are its last, and are not written.
         let offset = offset_in(i32(lane), QUERY_TILE);
         is_row = has_cell(i32(lane), QUERY_TILE) && all(cut.first + offset <= cut.last);
@@ -139,14 +102,13 @@ fn main(
         span = windows(qc);
         row_vector[lane] = query_vector(walk.b, walk.h, qc);
     }
-    for (var i = lane; i < TILE_KEYS; i += $THREADS$u) {
+    for (var i = lane; i < COLUMN_COUNT; i += $THREADS$u) {
         let place = packed(vec3<u32>(offset_in(i32(i), KEY_TILE)));
         key_place[i] = select(NOWHERE, place, has_cell(i32(i), KEY_TILE));
         if (step_count > 0) { key_vector[i] = key_of(walk, 0, i); }
     }
     if (lane == 0u) { atomicStore(&is_odd, 0u); }
     workgroupBarrier();
-$DECLARE_PLACES$
     // Of this thread's rows: the running maximum, and this thread's part of the sum of weights under it.
 $DECLARE_PEAKS$
 $DECLARE_OUTPUT$
@@ -162,12 +124,12 @@ $FETCH_PART$
         let start = walk.start + KEY_TILE * step_of(step, walk.steps);
         let is_full = is_window && IS_WHOLE
             && all(spans_last.start <= start) && all(start + KEY_TILE <= spans_first.end);
-        let others = u32(step & 1) * TILE_KEYS;
-        let nexts = TILE_KEYS - others;
+        let others = u32(step & 1) * COLUMN_COUNT;
+        let nexts = COLUMN_COUNT - others;
         if (step + 1 < step_count) {
-            for (var i = lane; i < TILE_KEYS; i += $THREADS$u) { key_vector[nexts + i] = key_of(walk, step + 1, i); }
+            for (var i = lane; i < COLUMN_COUNT; i += $THREADS$u) { key_vector[nexts + i] = key_of(walk, step + 1, i); }
         }
-        if ($IS_EDITED$ && lane < TILE_ROWS) {
+        if ($IS_EDITED$ && lane < ROW_COUNT) {
             let low = clamp(span.start - start, vec3<i32>(0), vec3<i32>(256));
             let high = clamp(span.end - start, vec3<i32>(0), vec3<i32>(256));
             row_low[lane] = select(0u, packed(vec3<u32>(low)), is_window);
@@ -199,14 +161,14 @@ $MULTIPLY_SCORES$
 $SCALE_SCORES$
 //:if PROGRAM
         if (is_window) {
-            for (var group = 0u; group < WEIGHT_GROUPS; group++) {
+            for (var group = 0u; group < FACTOR_GROUPS; group++) {
                 workgroupBarrier();
 $STORE_SCORES$
                 workgroupBarrier();
-                for (var i = lane; i < WEIGHT_KEYS * 2u * ROW_GROUPS; i += $THREADS$u) {
-                    let key = group * WEIGHT_KEYS + i / (2u * ROW_GROUPS);
+                for (var i = lane; i < FACTOR_COLUMNS * 2u * ROW_GROUPS; i += $THREADS$u) {
+                    let key = group * FACTOR_COLUMNS + i / (2u * ROW_GROUPS);
                     let first_row = i % ROW_GROUPS + i / ROW_GROUPS % 2u * 4u * ROW_GROUPS;
-                    let at = i / (2u * ROW_GROUPS) * WEIGHT_STRIDE + i % (2u * ROW_GROUPS);
+                    let at = i / (2u * ROW_GROUPS) * FACTOR_STRIDE + i % (2u * ROW_GROUPS);
                     let kc = cut.residue + DILATION * (start + offset_in(i32(key), KEY_TILE));
                     var four = staged[at];
                     for (var r = 0u; r < 4u; r++) {
@@ -236,15 +198,15 @@ $STORE_HIGHEST$
 $JOIN_HIGHEST$
 //:end
 $SOFTMAX$
-        for (var chunk = 0u; chunk < TILE_KEYS / VALUE_KEYS; chunk++) {
+        for (var chunk = 0u; chunk < COLUMN_COUNT / VECTOR_COLUMNS; chunk++) {
             workgroupBarrier();
-            let group = chunk / (WEIGHT_KEYS / VALUE_KEYS);
-            if (chunk % (WEIGHT_KEYS / VALUE_KEYS) == 0u) {
+            let group = chunk / (FACTOR_COLUMNS / VECTOR_COLUMNS);
+            if (chunk % (FACTOR_COLUMNS / VECTOR_COLUMNS) == 0u) {
 $STORE_SCORES$
             }
 $STAGE_VALUES$
             workgroupBarrier();
-            if (chunk + 1u < TILE_KEYS / VALUE_KEYS) {
+            if (chunk + 1u < COLUMN_COUNT / VECTOR_COLUMNS) {
                 let now = chunk;
                 let chunk = now + 1u;
 $FETCH_VALUES$
@@ -253,13 +215,13 @@ $FETCH_VALUES$
                 let parity = nexts;
 $FETCH_PART$
             }
-            let weights = chunk % (WEIGHT_KEYS / VALUE_KEYS) * VALUE_KEYS * WEIGHT_STRIDE + row_group;
+            let factors = chunk % (FACTOR_COLUMNS / VECTOR_COLUMNS) * VECTOR_COLUMNS * FACTOR_STRIDE + row_group;
             if (atomicLoad(&is_odd) == 0u) {
-                for (var first_key = 0u; first_key < VALUE_KEYS; first_key += $UNROLLED$u) {
+                for (var first = 0u; first < VECTOR_COLUMNS; first += $UNROLLED$u) {
 $MULTIPLY_VALUES$
                 }
             } else {
-                for (var key = 0u; key < VALUE_KEYS; key++) {
+                for (var column = 0u; column < VECTOR_COLUMNS; column++) {
 $MULTIPLY_ODD_VALUES$
                 }
             }
@@ -267,7 +229,7 @@ $MULTIPLY_ODD_VALUES$
     }
 
     // From here on a row that is none has no vector.
-    if (lane < TILE_ROWS && !is_row) { row_vector[lane] = 0xffffffffu; }
+    if (lane < ROW_COUNT && !is_row) { row_vector[lane] = 0xffffffffu; }
     workgroupBarrier();
 //:if !SUBGROUPS
 $STORE_TOTAL$
