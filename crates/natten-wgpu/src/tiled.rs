@@ -337,7 +337,7 @@ fn tree(terms: &[String], join: &dyn Fn(&str, &str) -> String) -> String {
 }
 
 /// The problem's scale for scores in bits.
-fn scale_in_bits(problem: &Problem) -> f32 {
+pub(crate) fn scale_in_bits(problem: &Problem) -> f32 {
     (problem.scale() * std::f64::consts::LOG2_E) as f32
 }
 

@@ -12,11 +12,13 @@ fn is_between(place: u32, low: u32, high: u32) -> bool {
     return (((place | GUARD) - low) & (high - place) & GUARD) == GUARD;
 }
 
-// Four numbers one behind the other, and a number to a place.
+// A number, four numbers one behind the other, and a number to a place.
 //:if WIDE
+fn number_at(at: u32) -> f32 { return arena[at / 4u][at % 4u]; }
 fn four_at(at: u32) -> vec4<f32> { return arena[at / 4u]; }
 fn put(at: u32, x: f32) { arena[at / 4u][at % 4u] = x; }
 //:else
+fn number_at(at: u32) -> f32 { return arena[at]; }
 fn four_at(at: u32) -> vec4<f32> { return vec4<f32>(arena[at], arena[at + 1u], arena[at + 2u], arena[at + 3u]); }
 fn put(at: u32, x: f32) { arena[at] = x; }
 //:end
