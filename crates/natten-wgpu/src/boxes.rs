@@ -13,7 +13,7 @@ pub(crate) struct Boxes {
     /// Boxes of keys along each axis, of the longest residue group.
     pub(crate) key_pieces: [usize; MAX_RANK],
     dilation: [usize; MAX_RANK],
-    /// Pairs of boxes that are visited for a head.
+    /// Pairs of boxes that are visited for a head; a little more where boxes have cells to spare.
     pub(crate) pairs: u64,
 }
 

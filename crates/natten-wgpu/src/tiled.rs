@@ -88,10 +88,8 @@ impl Shape {
         let mut best: Option<(f64, RegisterTile, Boxes)> = None;
         for tile in tiles(problem.head_dim_v())?.into_iter().filter(fits) {
             let Some(boxes) = Boxes::new(problem, options, tile.rows, tile.columns()) else { continue };
-            // Boxes that the caller asks for go to the smallest tiles that hold them.
-            let asked = options.query_tile.is_some() || options.key_tile.is_some();
-            let pairs = if asked { 1.0 } else { boxes.pairs as f64 };
-            let cost = cost(&tile) * pairs * (tile.rows * tile.columns()) as f64;
+            // So boxes that the caller asks for go to the smallest tile that holds them.
+            let cost = cost(&tile) * boxes.pairs as f64 * (tile.rows * tile.columns()) as f64;
             if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
                 best = Some((cost, tile, boxes));
             }

@@ -37,7 +37,8 @@ pub(crate) enum Side {
 
 /// Workgroup memory.
 fn bytes(tile: &RegisterTile) -> usize {
-    16 * tile.cells() + 4 * (5 * tile.rows.max(tile.columns()) + 3 * tile.columns()) + 16
+    let (rows, columns) = (tile.rows, tile.columns());
+    16 * tile.cells() + 4 * (3 * rows + 3 * columns + 2 * rows.max(columns)) + 16
 }
 
 /// The tiles that there are for vectors of so many elements, the better ones first. Scores, gradients of weights and two
