@@ -38,12 +38,15 @@ fn bytes(tile: &RegisterTile) -> usize {
     16 * tile.cells() + 4 * (3 * tile.rows + 3 * tile.columns()) + 16
 }
 
-/// What it costs to visit a pair, about: the wider a thread's tile the fewer numbers it reads, and the more rows share a key
-/// the fewer times it is fetched.
+/// What it costs to visit a pair, about. The wider a thread's tile, the fewer numbers it reads, and the more rows share a
+/// key, the fewer times it is fetched; but registers have room for as many threads in two workgroups as in one, of which one
+/// multiplies while the other waits.
 fn cost(tile: &RegisterTile) -> f64 {
     let of_columns = if tile.columns_each == 8 { 1.0 } else { 1.25 };
     let of_rows = 1.0 + 8.0 / tile.rows as f64;
-    of_columns * of_rows * if tile.chunk == 16 { 1.0 } else { 1.1 }
+    let of_threads = if tile.threads() > 128 { 1.15 } else { 1.0 };
+    let of_chunk = if tile.chunk == 16 { 1.0 } else { 1.1 };
+    of_columns * of_rows * of_threads * of_chunk
 }
 
 /// The tiles that there are for values of so many elements.
