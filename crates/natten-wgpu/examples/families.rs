@@ -1,6 +1,6 @@
 //! Rates of the WebGPU backend's families in f32 beside a probe of multiply-adds in the same process: `cargo run --release
-//! -p natten-wgpu --example families [CASE]`. Rates count the visible pairs alone. `natten bench --families` has the other
-//! dtypes.
+//! -p natten-wgpu --example families [CASE [QUERY_TILE KEY_TILE]]`. Rates count the visible pairs alone. `natten bench
+//! --families` has the other dtypes. Tiles are extents by axis, `8,16`, for a family that has such.
 
 use std::time::Instant;
 
@@ -23,13 +23,19 @@ fn cases() -> Result<Vec<(&'static str, Problem)>> {
         ("small", full(512, 1, 64)?),
         ("full-16k-d64", full(16384, 32, 64)?),
         ("full-16k-d128", full(16384, 16, 128)?),
-        ("dinat-64-k13", window(&[(64, 13), (64, 13)], 16, 32)?),
+        ("dinat-64-k13", window(&[(64, 13), (64, 13)], 128, 64)?),
         ("flux-w80-8-heads", window(&[(256, 80), (256, 80)], 8, 128)?),
+        ("hunyuan-8-heads", window(&[(30, 18), (48, 24), (80, 24)], 8, 128)?),
     ])
 }
 
-fn measure(backend: &WgpuBackend, problem: &Problem, request: &OpRequest) -> Result<f64> {
-    let plan = block_on(backend.plan(problem, request, &PlanOptions::default()))?;
+fn measure(
+    backend: &WgpuBackend,
+    problem: &Problem,
+    request: &OpRequest,
+    options: &PlanOptions,
+) -> Result<f64> {
+    let plan = block_on(backend.plan(problem, request, options))?;
     let queue = backend.queue()?;
     let mut tensors = Vec::new();
     for spec in plan.tensors() {
@@ -56,6 +62,13 @@ fn measure(backend: &WgpuBackend, problem: &Problem, request: &OpRequest) -> Res
 #[allow(clippy::print_stdout, reason = "an example's result")]
 fn main() -> Result<()> {
     let only = std::env::args().nth(1);
+    let tile = |number| {
+        let text = std::env::args().nth(number)?;
+        text.split(',').map(|extent| extent.parse().ok()).collect::<Option<Vec<usize>>>()
+    };
+    let options = PlanOptions::default();
+    let options = tile(2).map_or(options.clone(), |tile| options.query_tile(&tile));
+    let options = tile(3).map_or(options.clone(), |tile| options.key_tile(&tile));
     let backend = WgpuBackend::new(&Options::from_environment())?;
     let probe = backend.measure_multiply_adds()?;
     println!("{}: {:.2} Tflop/s of multiply-adds", backend.device().name, probe / 1e12);
@@ -66,7 +79,7 @@ fn main() -> Result<()> {
         for family in Family::ALL.into_iter().filter(|&family| family != Family::Generic) {
             let backend = backend.held_to(family);
             for request in [OpRequest::forward(problem), OpRequest::backward(problem)] {
-                match measure(&backend, problem, &request) {
+                match measure(&backend, problem, &request, &options) {
                     Ok(rate) => println!(
                         "{name} {} {family}: {:.3} Tflop/s, {:.1} % of the probe",
                         request.op,

@@ -13,6 +13,8 @@ pub(crate) struct Boxes {
     /// Boxes of keys along each axis, of the longest residue group.
     pub(crate) key_pieces: [usize; MAX_RANK],
     dilation: [usize; MAX_RANK],
+    /// Pairs of boxes that are visited for a head; a little more where boxes have cells to spare.
+    pub(crate) pairs: u64,
 }
 
 impl Boxes {
@@ -31,10 +33,10 @@ impl Boxes {
         let axes = problem.neighborhood().axes();
         let query_tiles = query.map_or_else(|| rows_of(axes, rows, Axis::query_group_len), |tile| vec![tile]);
         let key_tiles = key.map_or_else(|| columns_of(axes, keys, Axis::key_group_len), |tile| vec![tile]);
-        let (query, key) = best(axes, &query_tiles, &key_tiles, keys, |axis, tile| {
+        let (query, key, pairs) = best(axes, &query_tiles, &key_tiles, keys, |axis, tile| {
             unions(axis, tile, Axis::query_group_len, Axis::window_union)
         })?;
-        Some(Self::of(problem, query, key))
+        Some(Self::of(problem, query, key, pairs))
     }
 
     /// Boxes of at most `keys` keys, and of at most `rows` queries that they walk.
@@ -42,13 +44,13 @@ impl Boxes {
         let axes = problem.neighborhood().axes();
         let key_tiles = rows_of(axes, keys, Axis::key_group_len);
         let query_tiles = columns_of(axes, rows, Axis::query_group_len);
-        let (key, query) = best(axes, &key_tiles, &query_tiles, rows, |axis, tile| {
+        let (key, query, pairs) = best(axes, &key_tiles, &query_tiles, rows, |axis, tile| {
             unions(axis, tile, Axis::key_group_len, Axis::queries_union)
         })?;
-        Some(Self::of(problem, query, key))
+        Some(Self::of(problem, query, key, pairs))
     }
 
-    fn of(problem: &Problem, query: [usize; MAX_RANK], key: [usize; MAX_RANK]) -> Self {
+    fn of(problem: &Problem, query: [usize; MAX_RANK], key: [usize; MAX_RANK], pairs: f64) -> Self {
         let axes = problem.neighborhood().axes();
         // As the walk cuts them, at axes that are shorter.
         let tiles = Tiles::new(problem.neighborhood(), query, key);
@@ -59,6 +61,7 @@ impl Boxes {
             query_pieces: std::array::from_fn(|a| axes[a].query_group_len(0).div_ceil(query_tile[a])),
             key_pieces: std::array::from_fn(|a| axes[a].key_group_len(0).div_ceil(key_tile[a])),
             dilation: axes.each_ref().map(Axis::dilation),
+            pairs: pairs as u64,
         }
     }
 
@@ -109,7 +112,7 @@ impl Boxes {
     }
 }
 
-/// The rows' and the columns' boxes with which the fewest pairs of boxes are visited. `unions` are the lengths of what an
+/// The rows' and the columns' boxes with which the fewest pairs of boxes are visited, and how many those are. `unions` are the lengths of what an
 /// axis' pieces walk.
 fn best(
     axes: &[Axis; MAX_RANK],
@@ -117,7 +120,7 @@ fn best(
     columns: &[[usize; MAX_RANK]],
     volume: usize,
     unions: impl Fn(&Axis, usize) -> Vec<usize>,
-) -> Option<([usize; MAX_RANK], [usize; MAX_RANK])> {
+) -> Option<([usize; MAX_RANK], [usize; MAX_RANK], f64)> {
     let mut best: Option<(f64, [usize; MAX_RANK], [usize; MAX_RANK])> = None;
     for &row in rows {
         let lens: [Vec<usize>; MAX_RANK] = std::array::from_fn(|a| unions(&axes[a], row[a]));
@@ -132,7 +135,7 @@ fn best(
             }
         }
     }
-    best.map(|(_, row, column)| (row, column))
+    best.map(|(cost, row, column)| (row, column, cost))
 }
 
 /// The lengths of what the pieces of an axis see.

@@ -159,3 +159,18 @@ fn subgroups_pass_the_suite() {
 fn tiles_pass_the_suite() {
     run(&OF_TILES, |target| target.family = Some(Family::Tiled));
 }
+
+/// What browsers offer: shorter parts of wide vectors, and fewer rows.
+#[test]
+fn tiles_in_16_kib_pass_the_suite() {
+    let cases = [
+        "feature-head-dim-80-f32",
+        "feature-head-dim-128-full-f16",
+        "feature-head-dim-192-f16",
+        "feature-extra-130-bf16",
+    ];
+    run(&cases, |target| {
+        target.family = Some(Family::Tiled);
+        target.workgroup_bytes = 16 << 10;
+    });
+}

@@ -24,6 +24,7 @@ mod memory;
 mod pieces;
 mod plan;
 mod rate;
+mod register_tile;
 mod render;
 mod row;
 mod sequence;

@@ -208,9 +208,9 @@ fn naga_takes_the_probe_of_matrices() {
 /// The planner's sum is what the shader takes: no driver is asked to refuse it.
 #[test]
 fn workgroup_memory_fits_the_target() {
-    let tiled = [(Target::BROWSER, 16 << 10), (VULKAN, 48 << 10)]
-        .map(|(target, most)| (target, most, DType::F32, "tiled", vec![Op::Forward], vec![8, 64, 128, 256]));
     let both = vec![Op::Forward, Op::Backward];
+    let tiled = [(Target::BROWSER, 16 << 10), (VULKAN, 48 << 10)]
+        .map(|(target, most)| (target, most, DType::F32, "tiled", both.clone(), vec![8, 64, 128, 256]));
     let matrix = (with_matrices(16, true), 48 << 10, DType::F16, "matrix", both, vec![8, 64, 128]);
     for (target, most, dtype, family, ops, dims) in tiled.into_iter().chain([matrix]) {
         for (&dim, &op) in dims.iter().flat_map(|dim| ops.iter().map(move |op| (dim, op))) {
@@ -232,6 +232,31 @@ fn workgroup_memory_fits_the_target() {
                 assert!(bytes <= most, "{op}, head dim {dim}: {bytes} bytes of {most}");
             }
         }
+    }
+}
+
+/// Boxes that a caller asks for are taken, by the smallest tile that holds them, and refused where there is none.
+#[test]
+fn tiles_hold_the_boxes_that_are_asked_for() {
+    let neighborhood = Neighborhood::full(1000, 1000, None).unwrap();
+    let problem = Problem::builder(neighborhood, DType::F32).head_dim(64).build().unwrap();
+    let request = OpRequest::forward(&problem);
+    let target = Target { family: Some(Family::Tiled), ..VULKAN };
+    let of = |query: usize, key: usize| {
+        let options = PlanOptions::default().query_tile(&[query]).key_tile(&[key]);
+        sequence(&problem, &request, &options, &target)
+    };
+    for (query, key, threads) in [(128, 64, 128), (128, 32, 128), (64, 64, 64), (50, 30, 64), (65, 33, 128)] {
+        let sequence = of(query, key).unwrap();
+        assert_eq!(sequence.tiles, [[1, 1, query], [1, 1, key]]);
+        let is_tile = |run: &&crate::sequence::Run| run.label == "tiles";
+        let source = &sequence.runs().find(is_tile).unwrap().source;
+        assert!(source.contains(&format!("@workgroup_size({threads})")), "{query} by {key}");
+        let columns = if key > 32 { 64 } else { 32 };
+        assert!(source.contains(&format!("const COLUMN_COUNT: u32 = {columns}u;")), "{query} by {key}");
+    }
+    for (query, key) in [(129, 64), (64, 65)] {
+        assert!(matches!(of(query, key), Err(natten_core::Error::Unsupported { .. })), "{query} by {key}");
     }
 }
 
@@ -279,7 +304,7 @@ fn what_does_not_fit_is_refused_with_the_limit() {
         "{message}"
     );
     let slow = Target { loop_iterations: Some(65_535), ..Target::BROWSER };
-    let neighborhood = Neighborhood::full(1 << 14, 1 << 14, None).unwrap();
+    let neighborhood = Neighborhood::full(1 << 16, 1 << 16, None).unwrap();
     let long = Problem::builder(neighborhood, DType::F32).head_dim(64).build().unwrap();
     assert!(of(&long, &slow).contains("llvmpipe"));
 }

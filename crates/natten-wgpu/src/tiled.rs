@@ -1,12 +1,13 @@
-//! The forward pass of softmax in tiles: boxes of 64 queries against boxes of 32 keys in workgroup memory, sums in
-//! registers. It needs neither subgroups nor more than 16 KiB of workgroup memory, so browsers can run it; a device with
-//! more memory keeps the box's queries there.
+//! The forward pass of softmax in tiles: boxes of queries against boxes of keys, 8 rows by 8 keys of scores and 8 rows by 8
+//! elements of the output in a thread's registers. It needs neither subgroups nor more than 16 KiB of workgroup memory, so
+//! browsers can run it.
 
 use std::fmt::Write;
 
 use natten_core::{Op, OpRequest, PlanOptions, Problem};
 
 use crate::boxes::Boxes;
+use crate::register_tile::{LANES, ROWS_EACH, RegisterTile, UNROLLED, four};
 use crate::render::math::Real;
 use crate::target::Target;
 use crate::template::Fill;
@@ -14,31 +15,54 @@ use crate::template::Fill;
 /// The shader.
 pub(crate) const TILED: &str = include_str!("wgsl/tiled.wgsl");
 
-/// Rows of a box of queries.
-const ROWS: usize = 64;
-
-/// Cells of four queries that an element of all of them takes, one of them to begin in another bank.
-const QUERY_STRIDE: usize = ROWS / 4 + 1;
+/// What it has in common with others.
+pub(crate) const REGISTER_TILE: &str = include_str!("wgsl/register_tile.wgsl");
 
 /// How the shader is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) boxes: Boxes,
-    /// Keys of a box.
-    keys: usize,
-    /// Threads that share a row.
-    column_groups: usize,
-    /// Head dims in workgroup memory at a time, of keys, and of queries where they do not stay there.
-    chunk: usize,
-    is_resident: bool,
+    tile: RegisterTile,
     /// Whether vectors may be read four numbers at a time.
     is_wide: bool,
     /// Lanes of a subgroup, where those that share a row work its softmax out among them.
     subgroup: Option<usize>,
-    /// Head dims, padded to chunks.
-    dims: usize,
+    dim: usize,
+    dim_v: usize,
     additional_tiles: usize,
     heads: usize,
+}
+
+/// Workgroup memory.
+fn bytes(tile: &RegisterTile) -> usize {
+    16 * tile.cells() + 4 * (3 * tile.rows + 3 * tile.columns()) + 16
+}
+
+/// What it costs to visit a pair, about. The wider a thread's tile, the fewer numbers it reads, and the more rows share a
+/// key, the fewer times it is fetched; but registers have room for as many threads in two workgroups as in one, of which one
+/// multiplies while the other waits.
+fn cost(tile: &RegisterTile) -> f64 {
+    let of_columns = if tile.columns_each == 8 { 1.0 } else { 1.25 };
+    let of_rows = 1.0 + 8.0 / tile.rows as f64;
+    let of_threads = if tile.threads() > 128 { 1.15 } else { 1.0 };
+    let of_chunk = if tile.chunk == 16 { 1.0 } else { 1.1 };
+    of_columns * of_rows * of_threads * of_chunk
+}
+
+/// The tiles that there are for values of so many elements.
+fn tiles(widest: usize) -> Option<Vec<RegisterTile>> {
+    let (column_groups, rows) = match widest {
+        ..=64 => (8, [64, 128]),
+        65..=128 => (16, [64, 128]),
+        129..=256 => (32, [32, 64]),
+        _ => return None,
+    };
+    let mut all = Vec::new();
+    for (rows, columns_each) in rows.into_iter().flat_map(|rows| [(rows, 4), (rows, 8)]) {
+        all.extend([16, 8].map(|chunk| RegisterTile { column_groups, rows, columns_each, chunk }));
+    }
+    all.retain(|tile| tile.columns() <= 128);
+    Some(all)
 }
 
 impl Shape {
@@ -51,48 +75,39 @@ impl Shape {
         real: Real,
         with_subgroups: bool,
     ) -> Option<Self> {
-        let widest = problem.head_dim_v();
-        let column_groups = match widest {
-            ..=64 => 8,
-            65..=128 => 16,
-            129..=256 => 32,
-            _ => return None,
-        };
-        let threads = 8 * column_groups as u32;
-        let is_ours = request.op == Op::Forward && is_softmax(problem);
-        if real != Real::F32 || !is_ours || threads > target.invocations || problem.batch() == 0 {
+        let is_ours = request.op == Op::Forward && is_softmax(problem) && scale_in_bits(problem).is_finite();
+        if real != Real::F32 || !is_ours || problem.batch() == 0 {
             return None;
         }
-        let subgroup = match with_subgroups {
-            true => {
-                let lanes = target.subgroup.filter(|lanes| lanes.is_multiple_of(column_groups as u32))?;
-                Some(lanes as usize).filter(|&lanes| (threads as usize).is_multiple_of(lanes))
+        let lanes = target.subgroup.map(|lanes| lanes as usize);
+        let fits = |tile: &RegisterTile| {
+            let has_subgroups = lanes.is_some_and(|lanes| {
+                lanes.is_multiple_of(tile.column_groups) && tile.threads().is_multiple_of(lanes)
+            });
+            tile.threads() <= target.invocations as usize
+                && bytes(tile) <= target.workgroup_bytes as usize
+                && (has_subgroups || !with_subgroups)
+        };
+        let mut best: Option<(f64, RegisterTile, Boxes)> = None;
+        for tile in tiles(problem.head_dim_v())?.into_iter().filter(fits) {
+            let Some(boxes) = Boxes::new(problem, options, tile.rows, tile.columns()) else { continue };
+            // So boxes that the caller asks for go to the smallest tile that holds them.
+            let cost = cost(&tile) * boxes.pairs as f64 * (tile.rows * tile.columns()) as f64;
+            if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
+                best = Some((cost, tile, boxes));
             }
-            false => None,
-        };
-        if with_subgroups && subgroup.is_none() {
-            return None;
         }
-        let dims = problem.head_dim();
-        // Four scores to a thread and row are worth more than queries that stay.
-        let cuts = [(64, 16, false), (32, 16, true), (32, 16, false), (32, 4, false)];
-        let (keys, chunk, is_resident) = cuts.into_iter().find(|&(keys, chunk, is_resident)| {
-            (keys == 32 || column_groups > 8)
-                && bytes(keys, chunk, if is_resident { dims.next_multiple_of(chunk) } else { chunk })
-                    <= target.workgroup_bytes as usize
-        })?;
+        let (_, tile, boxes) = best?;
         let heads = problem.batch() * problem.heads();
         let most = target.workgroups as usize;
         let shape = Self {
-            boxes: Boxes::new(problem, options, ROWS, keys)?,
-            keys,
-            column_groups,
-            chunk,
-            is_resident,
+            boxes,
+            tile,
             is_wide: problem.head_dim().is_multiple_of(4) && problem.head_dim_v().is_multiple_of(4),
-            subgroup,
-            dims: dims.next_multiple_of(chunk),
-            additional_tiles: problem.additional_tokens().div_ceil(keys),
+            subgroup: lanes.filter(|_| with_subgroups),
+            dim: problem.head_dim(),
+            dim_v: problem.head_dim_v(),
+            additional_tiles: problem.additional_tokens().div_ceil(tile.columns()),
             heads,
         };
         (shape.boxes.query_boxes() <= most && heads <= most).then_some(shape)
@@ -113,241 +128,218 @@ impl Shape {
         [self.boxes.query_boxes() as u32, self.heads as u32, 1]
     }
 
+    /// Elements of queries and keys, padded to chunks.
+    fn dims(&self) -> usize {
+        self.dim.next_multiple_of(self.tile.chunk)
+    }
+
     /// The most iterations of loops of an invocation.
     pub(crate) fn iterations(&self, problem: &Problem) -> u64 {
+        let tile = &self.tile;
         let tiles = self.boxes.key_boxes_of(problem) + self.additional_tiles;
-        let threads = 8 * self.column_groups;
-        let loads = ((ROWS + self.keys) / 4 * self.chunk).div_ceil(threads);
-        let of_scores = self.dims / self.chunk * (1 + loads + self.chunk);
-        // Loading a part, and its keys.
-        let value_keys = self.value_keys();
-        let of_values = self.keys / value_keys * (1 + (4 * self.keys).div_ceil(threads) + value_keys);
-        let once = 16 * self.dims / threads;
-        (once + tiles * (1 + of_scores + 5 * 16 * self.keys / threads + 2 * self.keys + of_values)) as u64
-    }
-
-    /// Keys whose values are in workgroup memory at a time.
-    const fn value_keys(&self) -> usize {
-        2 * self.keys / self.column_groups
-    }
-
-    /// Cells of four keys that an element of all of them takes, one of them to begin in another bank.
-    const fn key_stride(&self) -> usize {
-        self.keys / 4 + 1
+        let of_scores = self.dims() / tile.chunk * (1 + tile.chunk / 4);
+        let of_edits = tile.columns() / tile.factor_columns()
+            + 5 * tile.columns() * 2 * tile.row_groups() / tile.threads();
+        let of_values = tile.columns() / tile.vector_columns() * (1 + tile.vector_columns());
+        let tables = 1 + tile.columns().div_ceil(tile.threads());
+        let of_tile = tables + of_scores + of_edits + tile.column_groups + of_values;
+        (2 * tables + tile.column_groups + tiles * of_tile) as u64
     }
 
     /// Declarations of the shape.
-    pub(crate) fn constants(&self) -> String {
-        let value_quarters = 2 * self.column_groups;
-        format!(
-            "{}const COLUMN_GROUPS: u32 = {}u;\nconst DIMS: u32 = {}u;\nconst CHUNK: u32 = {}u;\n\
-             const ADDITIONAL_TILES: i32 = {};\nconst VALUE_QUARTERS: u32 = {value_quarters}u;\n\
-             const VALUE_KEYS: u32 = {}u;\nconst TILE_KEYS: u32 = {}u;\nconst SUBGROUP: u32 = {}u;\n",
-            self.boxes.constants(),
-            self.column_groups,
-            self.dims,
-            self.chunk,
-            self.additional_tiles,
-            self.value_keys(),
-            self.keys,
-            self.subgroup.unwrap_or(1),
-        )
+    pub(crate) fn constants(&self, problem: &Problem) -> String {
+        let tile = &self.tile;
+        let is_whole = self.boxes.key_tile.iter().product::<usize>() == tile.columns();
+        let mut text = self.boxes.constants() + &tile.constants();
+        let _ = writeln!(text, "const IS_WHOLE = {is_whole};");
+        let _ = writeln!(text, "const SCALE_IN_BITS: f32 = {:?};", scale_in_bits(problem));
+        let _ = writeln!(text, "const ADDITIONAL_TILES: i32 = {};", self.additional_tiles);
+        let _ = writeln!(text, "const DIMS: u32 = {}u;", self.dims());
+        let _ = writeln!(text, "const SUBGROUP: u32 = {}u;", self.subgroup.unwrap_or(1));
+        text
     }
 
     /// The template's statements. `has_program` says that scores go through functions of the pair.
-    pub(crate) fn fill(&self, problem: &Problem, has_program: bool, is_wide: bool) -> Fill {
-        let columns = self.keys / self.column_groups;
-        let of_row = |r: usize| ["x", "y", "z", "w"][r % 4];
-        let mut declare_scores = String::new();
-        let mut multiply_scores = format!("let q = d_of_queries * {QUERY_STRIDE}u + row_group * 2u;\n");
-        multiply_scores =
-            multiply_scores.replace("d_of_queries", if self.is_resident { "(part + d)" } else { "d" });
-        multiply_scores += "let q0 = queries[q];\nlet q1 = queries[q + 1u];\n";
-        let stride = self.key_stride();
-        let (ty, keys) = match columns {
-            4 => ("vec4<f32>", format!("let k = others[d * {stride}u + column_group];\n")),
-            2 => (
-                "vec2<f32>",
-                format!(
-                    "let k4 = others[d * {stride}u + column_group / 2u];\n\
-                     let k = select(k4.xy, k4.zw, (column_group & 1u) == 1u);\n"
-                ),
-            ),
-            _ => ("f32", format!("let k = others[d * {stride}u + column_group / 4u][column_group % 4u];\n")),
-        };
-        multiply_scores += &keys;
-        let halves = 1 + usize::from(problem.head_dim_v() > 4 * self.column_groups);
-        let places = ["4u * column_group", "4u * (COLUMN_GROUPS + column_group)"];
-        let (mut declare_output, mut shrink, mut write) = (String::new(), String::new(), String::new());
-        let mut multiply_values = "let p0 = weights[(part + key) * 16u + row_group * 2u];\n\
-                                   let p1 = weights[(part + key) * 16u + row_group * 2u + 1u];\n\
-                                   let v0 = others[key * VALUE_QUARTERS + column_group];\n"
-            .to_owned();
-        if halves == 2 {
-            multiply_values += "let v1 = others[key * VALUE_QUARTERS + COLUMN_GROUPS + column_group];\n";
-        }
-        let mut multiply_odd = multiply_values.clone();
-        for r in 0..8 {
-            let (four, lane, row) = (r / 4, of_row(r), format!("row_group * 8u + {r}u"));
-            let _ = writeln!(declare_scores, "        var s{r} = {ty}();");
-            let _ = writeln!(multiply_scores, "s{r} += q{four}.{lane} * k;");
-            let _ = writeln!(
-                write,
-                "    if (row_vector[{row}] != 0xffffffffu) {{\n        let f = {};",
-                if self.subgroup.is_some() { format!("factor{r}") } else { format!("factor[{row}]") }
-            );
-            let _ = writeln!(write, "        let to = TO_OUT + row_vector[{row}] * DIM_V;");
-            let _ = writeln!(multiply_odd, "if (bitcast<u32>(p{four}.{lane}) != ABSENT) {{");
-            for (half, place) in places.iter().enumerate().take(halves) {
-                let add = format!("o{r}_{half} += p{four}.{lane} * v{half};\n");
-                multiply_values += &add;
-                multiply_odd += &add;
-                let _ = writeln!(declare_output, "    var o{r}_{half} = vec4<f32>();");
-                let _ = writeln!(shrink, "        o{r}_{half} *= factor[{row}];");
-                for (e, lane) in ["x", "y", "z", "w"].iter().enumerate() {
-                    let to = format!("{place} + {e}u");
-                    let _ = writeln!(
-                        write,
-                        "        if ({to} < DIM_V) {{ put(to + {to}, f * o{r}_{half}.{lane}); }}"
-                    );
-                }
-            }
-            multiply_odd += "}\n";
-            write += "    }\n";
-        }
-        let score = |r: usize, c: usize| match columns {
-            1 => format!("s{r}"),
-            _ => format!("s{r}.{}", of_row(c)),
-        };
-        let (mut store, mut load) = (String::new(), String::new());
-        for c in 0..columns {
-            for half in 0..2 {
-                let cell =
-                    format!("weights[(column_group * {columns}u + {c}u) * 16u + row_group * 2u + {half}u]");
-                let _ = writeln!(load, "let four{c}_{half} = {cell};");
-                for r in 0..4 {
-                    let _ = writeln!(load, "{} = four{c}_{half}.{};", score(4 * half + r, c), of_row(r));
-                }
-                let four: Vec<String> = (0..4).map(|r| score(4 * half + r, c)).collect();
-                let _ = writeln!(store, "        {cell} = vec4<f32>({});", four.join(", "));
-            }
-        }
-        Fill::default()
-            .flag("RESIDENT", self.is_resident)
+    pub(crate) fn fill(&self, has_program: bool, is_wide: bool) -> Fill {
+        let tile = &self.tile;
+        let fill = Fill::default()
             .flag("PROGRAM", has_program)
             .flag("WIDE", is_wide)
             .flag("SUBGROUPS", self.subgroup.is_some())
-            .value("THREADS", 8 * self.column_groups)
-            .value("QUERY_CELLS", QUERY_STRIDE * if self.is_resident { self.dims } else { self.chunk })
-            .value("OTHER_CELLS", other_cells(self.keys, self.chunk))
-            .value("LOAD_ALL_QUERIES", self.load("queries", "0u", self.dims))
-            .value("LOAD_QUERIES", self.load("queries", "part", self.chunk))
-            .value("LOAD_KEYS", self.load("others", "part", self.chunk))
-            .value("LOAD_SCORES", load)
-            .value(
-                "DECLARE_PEAKS",
-                (0..8).map(|r| format!("var peak{r} = LOWEST;\nvar total{r} = 0.0;\n")).collect::<String>(),
-            )
-            .value("SOFTMAX", self.softmax(columns, halves, ty))
-            .value("FINISH_ROWS", self.finish_rows())
-            .value("WRITE_LOGSUMEXPS", write_logsumexps())
-            .value("DECLARE_SCORES", declare_scores)
-            .value("MULTIPLY_SCORES", multiply_scores)
-            .value("STORE_SCORES", store)
+            .value("THREADS", tile.threads())
+            .value("STAGED_CELLS", tile.cells())
+            .value("UNROLLED", UNROLLED)
             // Functions of the pair stand in one place: drivers write out every call.
-            .value("IS_EDITED", if has_program { "true" } else { "!is_full" })
-            .value("DECLARE_OUTPUT", declare_output)
-            .value("SHRINK_OUTPUT", shrink)
-            .value("MULTIPLY_VALUES", multiply_values)
-            .value("MULTIPLY_ODD_VALUES", multiply_odd)
-            .value("WRITE_OUTPUT", write)
+            .value("IS_EDITED", if has_program { "true" } else { "!is_full" });
+        let halves = tile.halves(self.dim_v);
+        let fill = fill
+            .value("DECLARE_OUTPUT", tile.declare_sums("o", halves))
+            .value("MULTIPLY_VALUES", tile.add("o", halves))
+            .value("MULTIPLY_ODD_VALUES", tile.add_present("o", halves))
+            .value("WRITE_OUTPUT", tile.write("o", halves, ["TO_OUT", "DIM_V"], |r| format!("factor{r}")))
+            .value("WRITE_LOGSUMEXPS", self.write_logsumexps());
+        self.fill_softmax(self.fill_scores(self.fill_copies(fill)))
     }
 
-    /// Loads elements of queries or keys, from `first` on, four of a vector at a time, to where they lie by element.
-    fn load(&self, array: &str, first: &str, count: usize) -> String {
-        let (vectors, at, stride, scale) = match array {
-            "queries" => (ROWS, "Q + row_vector[v] * DIM", QUERY_STRIDE, "SCALE * "),
-            _ => (self.keys, "K + key_vector[v] * DIM", self.key_stride(), ""),
-        };
-        let quarters = count / 4;
-        let mut text = format!(
-            "for (var i = lane; i < {}u; i += {}u) {{\n    let v = i / {quarters}u;\n    let d = i % {quarters}u * 4u;\n    \
-             let four = {scale}four_of({at}, {first} + d, DIM);\n",
-            vectors * quarters,
-            8 * self.column_groups
+    /// The way from memory: fetched a part ahead, staged when the part before is done.
+    fn fill_copies(&self, fill: Fill) -> Fill {
+        let tile = &self.tile;
+        let is_whole = self.dim.is_multiple_of(tile.chunk);
+        let parts = tile.parts(
+            |row, d| four(is_whole, &format!("Q + row_vector[{row}] * DIM"), &format!("part + {d}"), "DIM"),
+            |key, d| {
+                four(
+                    is_whole,
+                    &format!("K + key_vector[parity + {key}] * DIM"),
+                    &format!("part + {d}"),
+                    "DIM",
+                )
+            },
         );
-        for e in 0..4 {
-            let _ = writeln!(text, "    {array}[(d + {e}u) * {stride}u + v / 4u][v % 4u] = four[{e}];");
+        let values = tile.vectors(|key, d| {
+            let at = format!("V + key_vector[others + chunk * VECTOR_COLUMNS + {key}] * DIM_V");
+            four(self.dim_v == 4 * tile.quarters(), &at, d, "DIM_V")
+        });
+        fill.value("DECLARE_AHEAD", parts.declare + &values.declare)
+            .value("FETCH_PART", parts.fetch)
+            .value("STAGE_PART", parts.stage)
+            .value("FETCH_VALUES", values.fetch)
+            .value("STAGE_VALUES", values.stage)
+    }
+
+    /// Products of queries and keys, and what masks leave of them.
+    fn fill_scores(&self, fill: Fill) -> Fill {
+        let tile = &self.tile;
+        let place = |key: usize| match self.additional_tiles {
+            0 => format!("key_place[column_group + {key}u]"),
+            _ => format!("place_of(walk, step, column_group + {key}u)"),
+        };
+        let mask = tile.mask(place, |r, c| format!("s{r}_{c} = select(LOWEST, s{r}_{c}, sees{r}_{c});\n"));
+        fill.value("DECLARE_SCORES", tile.declare("s"))
+            .value("MULTIPLY_SCORES", tile.multiply("s"))
+            .value("SCALE_SCORES", tile.each(|r, c| format!("s{r}_{c} *= scale;\n")))
+            .value("MASK_SCORES", mask)
+            .value("STORE_SCORES", tile.transfer("s", false))
+            .value("LOAD_SCORES", tile.transfer("s", true))
+    }
+
+    fn write_logsumexps(&self) -> String {
+        let mut text = String::new();
+        for r in 0..ROWS_EACH {
+            let row = format!("row_vector[row_group + {}u]", r * self.tile.row_groups());
+            let _ = writeln!(
+                text,
+                "if (column_group == 0u && {row} != 0xffffffffu) {{\n    \
+                 put(TO_LSE + {row}, select(LN2 * peak{r} + f_log(total{r}), -inf(), total{r} == 0.0));\n}}"
+            );
+        }
+        text
+    }
+
+    /// What a thread's rows have in common with those of the lanes that share them, and weights in place of scores.
+    fn fill_softmax(&self, fill: Fill) -> Fill {
+        let columns = self.tile.columns_each;
+        let [mut peaks, mut highest, mut softmax, mut total] = [const { String::new() }; 4];
+        let steps = || (0..self.tile.column_groups.ilog2()).map(|n| 1 << n);
+        for r in 0..ROWS_EACH {
+            let all: Vec<String> = (0..columns).map(|c| format!("s{r}_{c}")).collect();
+            let _ = writeln!(peaks, "    var peak{r} = LOWEST;\n    var total{r} = 0.0;");
+            let _ = writeln!(
+                highest,
+                "var highest{r} = max(peak{r}, {});",
+                tree(&all, &|a, b| format!("max({a}, {b})"))
+            );
+            let _ = writeln!(softmax, "let shrink{r} = exp2(peak{r} - highest{r});\npeak{r} = highest{r};");
+            for s in &all {
+                let _ = writeln!(
+                    softmax,
+                    "{s} = select(exp2({s} - highest{r}), bitcast<f32>(ABSENT | zero), {s} == LOWEST);"
+                );
+            }
+            let sum = tree(&all, &|a, b| format!("({a} + {b})"));
+            let _ = writeln!(softmax, "total{r} = total{r} * shrink{r} + {sum};");
+            for half in 0..self.tile.halves(self.dim_v) {
+                let _ = writeln!(softmax, "o{r}_{half} *= shrink{r};");
+            }
+            if self.subgroup.is_some() {
+                for step in steps() {
+                    let _ = writeln!(
+                        highest,
+                        "highest{r} = max(highest{r}, subgroupShuffleXor(highest{r}, {step}u));"
+                    );
+                    let _ = writeln!(total, "total{r} += subgroupShuffleXor(total{r}, {step}u);");
+                }
+            }
+        }
+        if self.subgroup.is_none() {
+            total += &self.join("total", |name, part| format!("{name} += {part};"), true);
+        }
+        for r in 0..ROWS_EACH {
+            let _ = writeln!(total, "let factor{r} = select(1.0 / total{r}, 0.0, total{r} == 0.0);");
+        }
+        fill.value("DECLARE_PEAKS", peaks)
+            .value("HIGHEST", highest)
+            .value("STORE_HIGHEST", self.store("highest"))
+            .value(
+                "JOIN_HIGHEST",
+                self.join("highest", |name, part| format!("{name} = max({name}, {part});"), false),
+            )
+            .value("SOFTMAX", softmax)
+            .value("STORE_TOTAL", self.store("total"))
+            .value("JOIN_TOTAL", total)
+    }
+
+    /// Stores a number of each of a thread's rows, for the threads that share them.
+    fn store(&self, name: &str) -> String {
+        (0..2)
+            .map(|half| {
+                let four: Vec<String> = (0..4).map(|r| format!("{name}{}", 4 * half + r)).collect();
+                format!(
+                    "staged[(column_group * 2u + {half}u) * ROW_GROUPS + row_group] = vec4<f32>({});\n",
+                    four.join(", ")
+                )
+            })
+            .collect()
+    }
+
+    /// Joins what the threads that share rows have stored.
+    fn join(&self, name: &str, add: impl Fn(&str, &str) -> String, is_sum: bool) -> String {
+        let mut text = String::new();
+        if is_sum {
+            for r in 0..ROWS_EACH {
+                let _ = writeln!(text, "{name}{r} = 0.0;");
+            }
+        }
+        text += "for (var i = 0u; i < COLUMN_GROUPS; i++) {\n";
+        for half in 0..2 {
+            let _ =
+                writeln!(text, "    let four{half} = staged[(i * 2u + {half}u) * ROW_GROUPS + row_group];");
+            for (r, lane) in LANES.iter().enumerate() {
+                let _ = writeln!(
+                    text,
+                    "    {}",
+                    add(&format!("{name}{}", 4 * half + r), &format!("four{half}.{lane}"))
+                );
+            }
         }
         text + "}\n"
     }
+}
 
-    /// The softmax of a thread's rows, whose other scores the next lanes have: weights in place of scores, and the output
-    /// as small as the new peak makes it.
-    fn softmax(&self, columns: usize, halves: usize, ty: &str) -> String {
-        let mut text = String::new();
-        for r in 0..8 {
-            let (highest, sum) = match columns {
-                4 => (
-                    format!("max(max(s{r}.x, s{r}.y), max(s{r}.z, s{r}.w))"),
-                    format!("(s{r}.x + s{r}.y) + (s{r}.z + s{r}.w)"),
-                ),
-                2 => (format!("max(s{r}.x, s{r}.y)"), format!("s{r}.x + s{r}.y")),
-                _ => (format!("s{r}"), format!("s{r}")),
-            };
-            let _ = writeln!(text, "var highest{r} = max(peak{r}, {highest});");
-            for step in (0..self.column_groups.ilog2()).map(|n| 1 << n) {
-                let _ =
-                    writeln!(text, "highest{r} = max(highest{r}, subgroupShuffleXor(highest{r}, {step}u));");
-            }
-            let _ = writeln!(
-                text,
-                "let shrink{r} = exp(peak{r} - highest{r});\npeak{r} = highest{r};\n\
-                 s{r} = select(exp(s{r} - highest{r}), {ty}(bitcast<f32>(ABSENT | zero)), s{r} == {ty}(LOWEST));\n\
-                 total{r} = total{r} * shrink{r} + ({sum});"
-            );
-            for half in 0..halves {
-                let _ = writeln!(text, "o{r}_{half} *= shrink{r};");
-            }
+/// Joins terms by twos.
+fn tree(terms: &[String], join: &dyn Fn(&str, &str) -> String) -> String {
+    match terms {
+        [one] => one.clone(),
+        _ => {
+            let (left, right) = terms.split_at(terms.len() / 2);
+            join(&tree(left, join), &tree(right, join))
         }
-        text
-    }
-
-    /// The sums of a thread's rows, from those of the lanes that share them, and what the output is multiplied with.
-    fn finish_rows(&self) -> String {
-        let mut text = String::new();
-        for r in 0..8 {
-            for step in (0..self.column_groups.ilog2()).map(|n| 1 << n) {
-                let _ = writeln!(text, "total{r} += subgroupShuffleXor(total{r}, {step}u);");
-            }
-            let _ = writeln!(text, "let factor{r} = select(1.0 / total{r}, 0.0, total{r} == 0.0);");
-        }
-        text
     }
 }
 
-/// Writes the logsumexps of a thread's rows.
-fn write_logsumexps() -> String {
-    (0..8)
-        .map(|r| {
-            let row = format!("row_vector[row_group * 8u + {r}u]");
-            format!(
-                "if (column_group == 0u && {row} != 0xffffffffu) {{\n    \
-                 put(TO_LSE + {row}, select(peak{r} + f_log(total{r}), -inf(), total{r} == 0.0));\n}}\n"
-            )
-        })
-        .collect()
-}
-
-/// Cells of a part of the keys, or of the values.
-fn other_cells(keys: usize, chunk: usize) -> usize {
-    (chunk * (keys / 4 + 1)).max(4 * keys)
-}
-
-/// Workgroup memory: tables of rows and keys, weights, parts of keys or values, and so many elements of the queries.
-fn bytes(keys: usize, chunk: usize, query_dims: usize) -> usize {
-    let tables = ROWS * (4 + 16 + 16 + 4) + keys * (4 + 16) + 16;
-    tables + 16 * (16 * keys + other_cells(keys, chunk) + QUERY_STRIDE * query_dims)
+/// The problem's scale for scores in bits.
+pub(crate) fn scale_in_bits(problem: &Problem) -> f32 {
+    (problem.scale() * std::f64::consts::LOG2_E) as f32
 }
 
 /// Whether rows are softmax: of any score, under any mask, but nothing is multiplied to the weights.

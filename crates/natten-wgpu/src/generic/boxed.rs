@@ -11,7 +11,7 @@ use crate::pieces::HALVES;
 use crate::row::{self, ROW};
 use crate::sequence::{Binding, Run, workgroups};
 use crate::template::Fill;
-use crate::tiled::{self, TILED};
+use crate::tiled::{self, REGISTER_TILE, TILED};
 use crate::tiled_backward::{self, Side, TILED_BACKWARD};
 
 const BOXES: &str = include_str!("../wgsl/boxes.wgsl");
@@ -107,15 +107,18 @@ impl Builder<'_> {
             functions += &pair.weight()?;
             functions += &pair.grad_score()?;
         }
+        let is_wide =
+            shape.reads_wide(has_program, &self.places(&["Q", "K", "V", "DO", "TO_DQ", "TO_DK", "TO_DV"]));
         let region = |name: &'static str| self.regions.get(name).map(|_| name);
         let mut sides = Vec::new();
         for (side, to) in
             [(Side::Queries, [region("TO_DQ"), None]), (Side::Keys, [region("TO_DK"), region("TO_DV")])]
         {
             if to != [None; 2] {
-                let fill = shape.fill(self.problem, side, has_program, to);
-                let functions = shape.constants(side) + BOXES + &functions;
-                sides.push((side, self.walk(&self.regions, TILED_BACKWARD, fill, &functions)));
+                let fill = shape.fill(self.problem, side, [has_program, is_wide], to);
+                let functions = shape.constants(self.problem, side) + BOXES + &functions;
+                let template = REGISTER_TILE.to_owned() + TILED_BACKWARD;
+                sides.push((side, widened(self.walk(&self.regions, &template, fill, &functions), is_wide)));
             }
         }
         Ok(sides)
@@ -124,23 +127,33 @@ impl Builder<'_> {
     /// The shader of the tiled family.
     pub(super) fn tiled_forward(&self, shape: &tiled::Shape, pair: &Functions<'_>) -> Result<String> {
         let has_program = self.has_program();
-        let mut functions = shape.constants() + BOXES;
+        let mut functions = shape.constants(self.problem) + BOXES;
         if has_program {
             functions += &pair.mask()?;
             functions += &pair.stages()?;
         }
-        let places: Vec<u64> = ["Q", "K", "V"].iter().filter_map(|name| self.regions.get(name)).collect();
-        let is_wide = shape.reads_wide(has_program, &places);
-        let fill = shape.fill(self.problem, has_program, is_wide);
-        let source = self.walk(&self.regions, TILED, fill, &functions);
-        // The same memory, as vectors of four.
-        let (narrow, wide) = ("arena: array<R>;", "arena: array<vec4<R>>;");
-        Ok(if is_wide { source.replacen(narrow, wide, 1) } else { source })
+        let is_wide = shape.reads_wide(has_program, &self.places(&["Q", "K", "V", "TO_OUT"]));
+        let fill = shape.fill(has_program, is_wide);
+        let source = self.walk(&self.regions, &(REGISTER_TILE.to_owned() + TILED), fill, &functions);
+        Ok(widened(source, is_wide))
+    }
+
+    /// Where regions begin, those of them that there are.
+    fn places(&self, names: &[&'static str]) -> Vec<u64> {
+        names.iter().filter_map(|name| self.regions.get(name)).collect()
     }
 
     /// The shader of the design to measure against.
     pub(super) fn row_forward(&self, shape: &row::Shape) -> String {
         let functions = shape.constants() + BOXES;
         self.walk(&self.regions, ROW, Fill::default(), &functions)
+    }
+}
+
+/// A shader that sees its memory as vectors of four, if it is to.
+fn widened(source: String, is_wide: bool) -> String {
+    match is_wide {
+        true => source.replacen("arena: array<R>;", "arena: array<vec4<R>>;", 1),
+        false => source,
     }
 }

@@ -131,6 +131,7 @@ fn slot_of(at: Site) -> u32 {
 }
 //:end
 
+//:if !WIDE
 //:if SCORES
 // Of vectors of DIM elements.
 fn dot_q(a: u32, b: u32) -> R {
@@ -201,5 +202,6 @@ fn load_row(vector: u32) -> Row {
 //:end
     return row;
 }
+//:end
 
 $FUNCTIONS$

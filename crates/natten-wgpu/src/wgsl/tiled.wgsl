@@ -1,53 +1,57 @@
-// Softmax over boxes: a workgroup takes a box of ROW_COUNT queries of a head, and walks the boxes of TILE_KEYS keys that
-// their windows meet, scores and products in register tiles of 8 rows. Boxes that every query sees whole need no mask.
-// Row g of a thread's tile is row 8 * row_group + g of the box; its columns are next to each other among the keys, and
-// in two quarters of four among the values' elements.
+// Softmax over boxes: a workgroup takes a box of ROW_COUNT queries of a head, and walks the boxes of COLUMN_COUNT keys that
+// their windows meet. A thread has 8 rows, every ROW_GROUPS-th, by every COLUMN_GROUPS-th key of the scores, and by one or
+// two quarters of four of the output. Queries and keys come through workgroup memory a part of their elements at a time,
+// values and weights a few keys at a time, and what comes next is on its way while a part is multiplied. Vectors lie there
+// as in memory, an odd number of cells apart, so that threads that read side by side read from other banks.
+// Scores are in bits (times log2 e), so that a weight is a power of two. Boxes that every query sees whole need no mask.
 
-var<workgroup> queries: array<vec4<f32>, $QUERY_CELLS$>;
-// Keys, or values, of a part of the tile.
-var<workgroup> others: array<vec4<f32>, $OTHER_CELLS$>;
-// Scores, and then weights: [key][row].
-var<workgroup> weights: array<vec4<f32>, 16u * TILE_KEYS>;
-var<workgroup> row_vector: array<u32, 64>;
-var<workgroup> row_start: array<vec3<i32>, 64>;
-var<workgroup> row_end: array<vec3<i32>, 64>;
-//:if !SUBGROUPS
-var<workgroup> factor: array<f32, 64>;
-//:end
-var<workgroup> key_vector: array<u32, TILE_KEYS>;
-// Of a key's position beyond the window: one that no window has.
-var<workgroup> key_position: array<vec3<i32>, TILE_KEYS>;
-
-// Whether a value of this part is infinite or NaN: then pairs that are masked may not be multiplied with 0.
+var<workgroup> staged: array<vec4<f32>, $STAGED_CELLS$>;
+var<workgroup> row_vector: array<u32, ROW_COUNT>;
+// What a row sees of a box, by axis: where it begins, and where it ends.
+var<workgroup> row_low: array<u32, ROW_COUNT>;
+var<workgroup> row_high: array<u32, ROW_COUNT>;
+// The vectors of a box and of the next, and where the cells of a box are in it.
+var<workgroup> key_vector: array<u32, 2u * COLUMN_COUNT>;
+var<workgroup> key_place: array<u32, COLUMN_COUNT>;
+// Whether a value was infinite or NaN: from then on pairs that are masked may not be multiplied with 0.
 var<workgroup> is_odd: atomic<u32>;
-// The weight of a pair that does not count: -0, which adds nothing and can be told from a weight that underflows.
-const ABSENT: u32 = 0x80000000u;
 
-// Four numbers one behind the other, and a number to a place.
-//:if WIDE
-fn four_at(at: u32) -> vec4<f32> { return arena[at / 4u]; }
-fn put(at: u32, x: f32) { arena[at / 4u][at % 4u] = x; }
-//:else
-fn four_at(at: u32) -> vec4<f32> { return vec4<f32>(arena[at], arena[at + 1u], arena[at + 2u], arena[at + 3u]); }
-fn put(at: u32, x: f32) { arena[at] = x; }
-//:end
-
-// Four elements of a vector, those behind its end 0.
-fn four_of(at: u32, d: u32, dim: u32) -> vec4<f32> {
-    if (d + 4u <= dim) { return four_at(at + d); }
-    var four = vec4<f32>(0.0);
-//:if !WIDE
-    if (d < dim) { four.x = arena[at + d]; }
-    if (d + 1u < dim) { four.y = arena[at + d + 1u]; }
-    if (d + 2u < dim) { four.z = arena[at + d + 2u]; }
-//:end
-    return four;
+// What a workgroup walks.
+struct Walk {
+    b: i32,
+    h: i32,
+    residue: vec3<i32>,
+    start: vec3<i32>,
+    end: vec3<i32>,
+    steps: vec3<i32>,
+    window_steps: i32,
 }
 
+// The vector of a cell's key; of one that the box has where the cell has none.
+fn key_of(walk: Walk, step: i32, cell: u32) -> u32 {
+//:if ADDITIONAL
+    if (step >= walk.window_steps) {
+        let n = (step - walk.window_steps) * i32(COLUMN_COUNT) + i32(cell);
+        return additional_vector_at(walk.b, walk.h, min(n, ADDITIONAL - 1));
+    }
+//:end
+    let start = walk.start + KEY_TILE * step_of(step, walk.steps);
+    let position = min(start + offset_in(i32(cell), KEY_TILE), walk.end - 1);
+    return key_vector_at(walk.b, walk.h, walk.residue + DILATION * position);
+}
+
+//:if ADDITIONAL
+// Where a cell of a box is in it; additional keys are in no place of their own, and seen by all.
+fn place_of(walk: Walk, step: i32, cell: u32) -> u32 {
+    let n = (step - walk.window_steps) * i32(COLUMN_COUNT) + i32(cell);
+    return select(select(NOWHERE, 0u, n < ADDITIONAL), key_place[cell], step < walk.window_steps);
+}
+//:end
+
 //:if PROGRAM
-// The modified score of a pair, from the scaled one; LOWEST where the mask leaves the pair out.
-fn modified(query: Site, key: u32, scaled: f32) -> f32 {
-    let at = with_key(query, key_position[key] * DILATION + query.qc % DILATION);
+// The modified score of a pair in bits, from the scaled one; LOWEST where the mask leaves the pair out.
+fn modified(query: Site, kc: vec3<i32>, scaled: f32) -> f32 {
+    let at = with_key(query, kc);
     var row = Row();
     if (!w_mask(at, row)) { return LOWEST; }
     var x = Pair();
@@ -55,22 +59,9 @@ fn modified(query: Site, key: u32, scaled: f32) -> f32 {
 //:if RPB
     x.score += arena[RPB + bias_entry(at)];
 //:end
-    return w_stages(at, row, x)[0];
+    return LOG2_E * w_stages(at, row, x)[0];
 }
 //:end
-
-// The score that the softmax takes of a pair in a box that not every query sees whole.
-fn seen(row: u32, key: u32, is_window: bool, scaled: f32) -> f32 {
-    let position = key_position[key];
-    if (position.x < 0) { return LOWEST; }
-    if (!is_window) { return scaled; }
-    if (any(position < row_start[row]) || any(position >= row_end[row])) { return LOWEST; }
-//:if PROGRAM
-    return modified(site_of_query(row_vector[row]), key, scaled);
-//:else
-    return scaled;
-//:end
-}
 
 @compute @workgroup_size($THREADS$)
 fn main(
@@ -85,183 +76,168 @@ fn main(
 //:if SUBGROUPS
     let lane = subgroup * SUBGROUP + member;
 //:end
-    let b = i32(group.y) / HEADS;
-    let h = i32(group.y) % HEADS;
     let cut = query_cut(i32(group.x));
     if (!cut.is_there) { return; }
-    let residue = cut.residue;
-    let first = cut.first;
-    let last = cut.last;
-    let spans_first = windows(residue + DILATION * first);
-    let spans_last = windows(residue + DILATION * last);
-    let union_start = spans_first.start;
-    let union_end = spans_last.end;
-    let common_start = spans_last.start;
-    let common_end = spans_first.end;
+    let spans_first = windows(cut.residue + DILATION * cut.first);
+    let spans_last = windows(cut.residue + DILATION * cut.last);
+    var walk: Walk;
+    walk.b = i32(group.y) / HEADS;
+    walk.h = i32(group.y) % HEADS;
+    walk.residue = cut.residue;
+    walk.start = spans_first.start;
+    walk.end = spans_last.end;
+    walk.steps = walk_of(walk.start, walk.end, KEY_TILE);
+    walk.window_steps = walk.steps.x * walk.steps.y * walk.steps.z;
+    let step_count = walk.window_steps + ADDITIONAL_TILES;
 
     let row_group = lane / COLUMN_GROUPS;
     let column_group = lane % COLUMN_GROUPS;
-    if (lane < 64u) {
-        let i = i32(lane);
-        let offset = offset_in(i, QUERY_TILE);
+    var span = Spans();
+    var is_row = false;
+    if (lane < ROW_COUNT) {
         // Rows beyond the box are its last, and are not written.
-        let qc = residue + DILATION * min(first + offset, last);
-        let span = windows(qc);
-        row_vector[lane] = query_vector(b, h, qc);
-        row_start[lane] = span.start;
-        row_end[lane] = span.end;
+        let offset = offset_in(i32(lane), QUERY_TILE);
+        is_row = has_cell(i32(lane), QUERY_TILE) && all(cut.first + offset <= cut.last);
+        let qc = cut.residue + DILATION * min(cut.first + offset, cut.last);
+        span = windows(qc);
+        row_vector[lane] = query_vector(walk.b, walk.h, qc);
     }
+    for (var i = lane; i < COLUMN_COUNT; i += $THREADS$u) {
+        let place = packed(vec3<u32>(offset_in(i32(i), KEY_TILE)));
+        key_place[i] = select(NOWHERE, place, has_cell(i32(i), KEY_TILE));
+        if (step_count > 0) { key_vector[i] = key_of(walk, 0, i); }
+    }
+    if (lane == 0u) { atomicStore(&is_odd, 0u); }
     workgroupBarrier();
-//:if RESIDENT
-$LOAD_ALL_QUERIES$
-//:end
-//:if SUBGROUPS
-    // Of this thread's rows: the running maximum, and this thread's part of the sum of exponentials under it.
+    // Of this thread's rows: the running maximum, and this thread's part of the sum of weights under it.
 $DECLARE_PEAKS$
-//:else
-    // Of the row that this thread keeps: the running maximum, and the sum of exponentials under it.
-    var peak = LOWEST;
-    var total = 0.0;
-//:end
 $DECLARE_OUTPUT$
+$DECLARE_AHEAD$
+    if (step_count > 0) {
+        let part = 0u;
+        let parity = 0u;
+$FETCH_PART$
+    }
 
-    let tiles = walk_of(union_start, union_end, KEY_TILE);
-    let window_tiles = tiles.x * tiles.y * tiles.z;
-    for (var tile = 0; tile < window_tiles + ADDITIONAL_TILES; tile++) {
-        let is_window = tile < window_tiles;
-        let start = union_start + KEY_TILE * step_of(tile, tiles);
-        let end = start + KEY_TILE;
-        // A box that is clipped has cells without a key.
-        let is_full = is_window && KEY_TILE.x * KEY_TILE.y * KEY_TILE.z == i32(TILE_KEYS) && all(common_start <= start) && all(end <= common_end);
-        workgroupBarrier();
-        if (lane == 0u) { atomicStore(&is_odd, 0u); }
-        if (lane < TILE_KEYS) {
-            let i = i32(lane);
-            let offset = offset_in(i, KEY_TILE);
-            let position = start + offset;
-            let inside = has_cell(i, KEY_TILE) && all(position < union_end);
-            let kc = residue + DILATION * min(position, union_end - 1);
-            let k = (kc.x * KEY_SHAPE.y + kc.y) * KEY_SHAPE.z + kc.z;
-            key_vector[lane] = u32((b * KEYS + k) * HEADS_KV + h / PER_KV);
-            key_position[lane] = select(vec3<i32>(-1), position, vec3<bool>(inside));
-//:if ADDITIONAL
-            if (!is_window) {
-                let n = (tile - window_tiles) * i32(TILE_KEYS) + i;
-                let at = b * ADDITIONAL + min(n, ADDITIONAL - 1);
-                key_vector[lane] = u32(BATCH * KEYS * HEADS_KV + at * HEADS_KV + h / PER_KV);
-                key_position[lane] = select(vec3<i32>(-1), vec3<i32>(0), n < ADDITIONAL);
-            }
-//:end
+    for (var step = 0; step < step_count; step++) {
+        let is_window = step < walk.window_steps;
+        let start = walk.start + KEY_TILE * step_of(step, walk.steps);
+        let is_full = is_window && IS_WHOLE
+            && all(spans_last.start <= start) && all(start + KEY_TILE <= spans_first.end);
+        let others = u32(step & 1) * COLUMN_COUNT;
+        let nexts = COLUMN_COUNT - others;
+        if (step + 1 < step_count) {
+            for (var i = lane; i < COLUMN_COUNT; i += $THREADS$u) { key_vector[nexts + i] = key_of(walk, step + 1, i); }
         }
-        workgroupBarrier();
+        if ($IS_EDITED$ && lane < ROW_COUNT) {
+            let low = clamp(span.start - start, vec3<i32>(0), vec3<i32>(256));
+            let high = clamp(span.end - start, vec3<i32>(0), vec3<i32>(256));
+            row_low[lane] = select(0u, packed(vec3<u32>(low)), is_window);
+            row_high[lane] = packed(select(vec3<u32>(512u), vec3<u32>(high) + 511u, vec3<bool>(is_window)));
+        }
 
 $DECLARE_SCORES$
-        for (var part = 0u; part < DIMS; part += CHUNK) {
-$LOAD_KEYS$
-//:if !RESIDENT
-$LOAD_QUERIES$
-//:end
+        for (var now = 0u; now < DIMS; now += CHUNK) {
             workgroupBarrier();
-            for (var d = 0u; d < CHUNK; d++) {
+$STAGE_PART$
+            workgroupBarrier();
+            if (now + CHUNK < DIMS) {
+                let part = now + CHUNK;
+                let parity = others;
+$FETCH_PART$
+            } else {
+                let chunk = 0u;
+$FETCH_VALUES$
+            }
+            for (var cell = 0u; cell < CHUNK / 4u; cell++) {
 $MULTIPLY_SCORES$
             }
-            workgroupBarrier();
         }
-//:if SUBGROUPS
-        if ($IS_EDITED$) {
-$STORE_SCORES$
-            workgroupBarrier();
-            for (var cell = lane; cell < 16u * TILE_KEYS; cell += $THREADS$u) {
-                var four = weights[cell];
-                for (var r = 0u; r < 4u; r++) {
-                    four[r] = seen(4u * (cell % 16u) + r, cell / 16u, is_window, four[r]);
-                }
-                weights[cell] = four;
-            }
-            workgroupBarrier();
-$LOAD_SCORES$
-        }
-$SOFTMAX$
-$STORE_SCORES$
-        workgroupBarrier();
+//:if PROGRAM
+        let scale = select(SCALE_IN_BITS, SCALE, is_window);
 //:else
-$STORE_SCORES$
-        workgroupBarrier();
-        if ($IS_EDITED$) {
-            for (var cell = lane; cell < 16u * TILE_KEYS; cell += $THREADS$u) {
-                var four = weights[cell];
-                for (var r = 0u; r < 4u; r++) {
-                    four[r] = seen(4u * (cell % 16u) + r, cell / 16u, is_window, four[r]);
-                }
-                weights[cell] = four;
-            }
-        }
-        workgroupBarrier();
-
-        if (lane < 64u) {
-            let cell = lane / 4u;
-            let part = lane % 4u;
-            var highest = peak;
-            for (var key = 0u; key < TILE_KEYS; key++) {
-                let x = weights[key * 16u + cell][part];
-                if (x > highest) { highest = x; }
-            }
-            let shrink = exp(peak - highest);
-            total *= shrink;
-            for (var key = 0u; key < TILE_KEYS; key++) {
-                let x = weights[key * 16u + cell][part];
-                // A NaN is no peak, and makes the sum NaN. A score of -inf has a weight, which is 0.
-                let weight = select(exp(x - highest), bitcast<f32>(ABSENT | zero), x == LOWEST);
-                weights[key * 16u + cell][part] = weight;
-                total += weight;
-            }
-            peak = highest;
-            factor[lane] = shrink;
-        }
-        workgroupBarrier();
-$SHRINK_OUTPUT$
+        let scale = SCALE_IN_BITS;
 //:end
-        for (var part = 0u; part < TILE_KEYS; part += VALUE_KEYS) {
-            for (var i = lane; i < VALUE_KEYS * VALUE_QUARTERS; i += $THREADS$u) {
-                let at = V + key_vector[part + i / VALUE_QUARTERS] * DIM_V;
-                let four = four_of(at, 4u * (i % VALUE_QUARTERS), DIM_V);
-                if (!all(abs(four) <= vec4<f32>(-LOWEST))) { atomicStore(&is_odd, 1u); }
-                others[i] = four;
+$SCALE_SCORES$
+//:if PROGRAM
+        if (is_window) {
+            for (var group = 0u; group < FACTOR_GROUPS; group++) {
+                workgroupBarrier();
+$STORE_SCORES$
+                workgroupBarrier();
+                for (var i = lane; i < FACTOR_COLUMNS * 2u * ROW_GROUPS; i += $THREADS$u) {
+                    let key = group * FACTOR_COLUMNS + i / (2u * ROW_GROUPS);
+                    let first_row = i % ROW_GROUPS + i / ROW_GROUPS % 2u * 4u * ROW_GROUPS;
+                    let at = i / (2u * ROW_GROUPS) * FACTOR_STRIDE + i % (2u * ROW_GROUPS);
+                    let kc = cut.residue + DILATION * (start + offset_in(i32(key), KEY_TILE));
+                    var four = staged[at];
+                    for (var r = 0u; r < 4u; r++) {
+                        let row = first_row + r * ROW_GROUPS;
+                        if (is_between(key_place[key], row_low[row], row_high[row])) {
+                            four[r] = modified(site_of_query(row_vector[row]), kc, four[r]);
+                        } else {
+                            four[r] = LOWEST;
+                        }
+                    }
+                    staged[at] = four;
+                }
+                workgroupBarrier();
+$LOAD_SCORES$
             }
+        } else {
+//:else
+        if (!is_full) {
+//:end
+$MASK_SCORES$
+        }
+$HIGHEST$
+//:if !SUBGROUPS
+        workgroupBarrier();
+$STORE_HIGHEST$
+        workgroupBarrier();
+$JOIN_HIGHEST$
+//:end
+$SOFTMAX$
+        for (var chunk = 0u; chunk < COLUMN_COUNT / VECTOR_COLUMNS; chunk++) {
             workgroupBarrier();
+            let group = chunk / (FACTOR_COLUMNS / VECTOR_COLUMNS);
+            if (chunk % (FACTOR_COLUMNS / VECTOR_COLUMNS) == 0u) {
+$STORE_SCORES$
+            }
+$STAGE_VALUES$
+            workgroupBarrier();
+            if (chunk + 1u < COLUMN_COUNT / VECTOR_COLUMNS) {
+                let now = chunk;
+                let chunk = now + 1u;
+$FETCH_VALUES$
+            } else if (step + 1 < step_count) {
+                let part = 0u;
+                let parity = nexts;
+$FETCH_PART$
+            }
+            let factors = chunk % (FACTOR_COLUMNS / VECTOR_COLUMNS) * VECTOR_COLUMNS * FACTOR_STRIDE + row_group;
             if (atomicLoad(&is_odd) == 0u) {
-                for (var key = 0u; key < VALUE_KEYS; key++) {
+                for (var first = 0u; first < VECTOR_COLUMNS; first += $UNROLLED$u) {
 $MULTIPLY_VALUES$
                 }
             } else {
-                for (var key = 0u; key < VALUE_KEYS; key++) {
+                for (var column = 0u; column < VECTOR_COLUMNS; column++) {
 $MULTIPLY_ODD_VALUES$
                 }
             }
-            workgroupBarrier();
         }
     }
 
-    if (lane < 64u) {
-        let i = i32(lane);
-        let offset = offset_in(i, QUERY_TILE);
-        let is_row = has_cell(i, QUERY_TILE) && all(first + offset <= last);
-//:if !SUBGROUPS
-        let is_alive = !(total == 0.0);
-        factor[lane] = select(0.0, 1.0 / total, is_alive);
-//:if TO_LSE
-        if (is_row) { put(TO_LSE + row_vector[lane], select(-inf(), peak + f_log(total), is_alive)); }
-//:end
-//:end
-        // From here on a row that is none has no vector.
-        if (!is_row) { row_vector[lane] = 0xffffffffu; }
-    }
+    // From here on a row that is none has no vector.
+    if (lane < ROW_COUNT && !is_row) { row_vector[lane] = 0xffffffffu; }
     workgroupBarrier();
-//:if SUBGROUPS
-$FINISH_ROWS$
+//:if !SUBGROUPS
+$STORE_TOTAL$
+    workgroupBarrier();
+//:end
+$JOIN_TOTAL$
 //:if TO_LSE
 $WRITE_LOGSUMEXPS$
-//:end
 //:end
 //:if TO_OUT
 $WRITE_OUTPUT$
