@@ -14,8 +14,7 @@ use crate::template::Fill;
 use crate::tiled::{is_softmax, scale_in_bits};
 
 /// The shader.
-pub(crate) const TILED_BACKWARD: &str =
-    concat!(include_str!("wgsl/factors.wgsl"), include_str!("wgsl/tiled_backward.wgsl"));
+pub(crate) const TILED_BACKWARD: &str = include_str!("wgsl/tiled_backward.wgsl");
 
 /// How the shaders are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,4 @@
-/// Drivers lay these out one behind the other, and load matrices from multiples of 16 bytes alone: every size is one.
-/ Gradients of softmax over boxes by products of small matrices that a subgroup holds together. Of a query or of a key: a
+// Gradients of softmax over boxes by products of small matrices that a subgroup holds together. Of a query or of a key: a
 // workgroup takes a box of 64 of one side, the rows, 16 to each of four subgroups, and walks boxes of 32 of the other
 // side, the columns. The first vectors of both are those that are multiplied to scores, queries and keys; the second are
 // those that are multiplied to gradients of weights, the output's gradients and the values. Rows stay in matrices, and so
@@ -10,6 +9,7 @@
 // brings them to where f16 is fine. Units follow the largest gradient that a row has met; where one moves, what the row
 // has added up goes through the memory of the scores and back.
 $BINDINGS$
+// Drivers lay these out one behind the other, and load matrices from multiples of 16 bytes alone: every size is one.
 // The first vectors of a box's columns, and behind them the second; before the walk the rows.
 var<workgroup> tiles: array<vec4<f16>, TILE_CELLS>;
 // Of each row: scores, gradients of weights, and parts of what is added up.
