@@ -20,20 +20,23 @@ DEVICE float quick_exp(float x) {
 #define f_tanh quick_tanh
 ";
 
-/// `tanh` for f16: two instructions of the special-function units, and an absolute error of 2^-22.
+/// `tanh`: two instructions of the special-function units, and an absolute error of 2^-22.
 const TANH: &str = "
 DEVICE float quick_tanh(float x) {
     return 1.0f - 2.0f * reciprocal(1.0f + quick_exp(2.0f * x));
 }
 ";
 
-/// `tanh` for bf16: one instruction, since these units are what limits a capped softmax, and a relative error of 2^-11, a
-/// quarter of what a weight is rounded by.
+/// `tanh` for bf16 over many keys: one instruction, since these units are what limits a capped softmax, and a relative error
+/// of 2^-11, a quarter of what a weight is rounded by. In a logsumexp, which is not rounded, it averages out.
 const SHORT_TANH: &str = "
 DEVICE float quick_tanh(float x) {
     return tanh_fast(x);
 }
 ";
+
+/// Keys of a query from which on the short `tanh` is taken.
+const MANY_KEYS: u128 = 64;
 
 /// What a kernel is told of a program.
 #[derive(Debug)]
@@ -97,7 +100,9 @@ impl Functions {
             tensors.iter().map(|(name, ..)| format!(", const program::type_of_{name} {name}")).collect();
         let names = tensors.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>().join(", ");
         let functions = functions(problem)?;
-        let tanh = if problem.dtype() == DType::Bf16 { SHORT_TANH } else { TANH };
+        let queries: u128 = problem.shape(Role::Logsumexp).iter().map(|&extent| extent as u128).product();
+        let is_short = problem.dtype() == DType::Bf16 && problem.useful_pairs() >= MANY_KEYS * queries;
+        let tanh = if is_short { SHORT_TANH } else { TANH };
         let text = format!(
             "#define REAL float\n#define RANK {}\nnamespace program {{\n{PRELUDE}{QUICK}{tanh}{types}\
              struct Captures {{\n{members}}};\n{functions}}}\n",
