@@ -104,7 +104,7 @@ fn cases(matrices: &Matrices) -> Vec<Case> {
     let b = matrices.load("b", 'B', "tiles", "second", "STRIDE", true);
     let b_columns = matrices.load("b", 'B', "tiles", "second", "STRIDE", false);
     let sum = matrices.ty('C');
-    let zero = format!("var c: {sum};\nc = {sum}();\n");
+    let zero = format!("var c = {sum}();\n");
     let load_again = format!("c = coopLoadT<{sum}>(&scores[mine], SCORE_STRIDE);\n");
     let c = zero.clone() + &load_again;
     let product = multiply_add("c", "a", "b");

@@ -134,15 +134,12 @@ impl Matrices {
         format!("let {name} = coopLoad{t}<{}>(&{array}[{at}], {stride});\n", self.ty(role))
     }
 
-    /// Sums of so many elements of the subgroup's rows, 0. Said by an assignment: as the initial value of a variable NVIDIA's
-    /// driver does not take it.
+    /// Sums of so many elements of the subgroup's rows, 0.
     pub(crate) fn declare_all(&self, sums: &str, elements: usize) -> String {
         match self.is_native {
             true => self
                 .blocks_of(elements)
-                .map(|(block, n)| {
-                    format!("var {sums}{block}_{n}: {0};\n{sums}{block}_{n} = {0}();\n", self.ty('C'))
-                })
+                .map(|(block, n)| format!("var {sums}{block}_{n} = {}();\n", self.ty('C')))
                 .collect(),
             false => format!("var {sums} = array<Piece, {}>();\n", self.blocks_of(elements).count()),
         }
