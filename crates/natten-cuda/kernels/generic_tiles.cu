@@ -27,7 +27,10 @@
 #define LINE_V (DIM_V + 2)
 // Whether a warp's queries stay in registers, where they leave room for its output.
 #define HELD (DIM <= 64 && DIM_V <= 64)
+// Tiles whose keys are known at a time: that which slow warps are at, the next, and the one that is copied.
+#define PLACES 3
 #else
+#define PLACES 1
 #define ROWS 4
 #define COLUMNS 4
 #define TX (BK / 4)
@@ -198,9 +201,8 @@ DEVICE void add_value(R (&output)[OF_THREAD], R weight, const R* value, int plac
 
 extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Boxes boxes) {
     DYNAMIC_SHARED(Wide, memory);
-    // Of the tile that slow warps are at, of the next, and of the one that is copied.
-    __shared__ long long key_at[3][BK], value_at[3][BK];
-    __shared__ int key_position[3][3][BK];
+    __shared__ long long key_at[PLACES][BK], value_at[PLACES][BK];
+    __shared__ int key_position[PLACES][3][BK];
     R* const queries = (R*)memory;
     R* const tiles = queries + BQ * LINE;
 #if !DMMA
@@ -324,9 +326,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiles(PARAMETERS, const Bo
         for (int d = 0; d < DIM; d += 8) query_fragment(d, held[d / 8]);
 
     int place = 0, slot = 0;
-    for (int first = 0; first < count; first += BK, place = place == 2 ? 0 : place + 1, slot ^= 1) {
+    for (int first = 0, next; first < count; first += BK, place = next, slot ^= 1) {
         const bool seen_by_all = next_seen, has_next = first + BK < count;
-        const int next = place == 2 ? 0 : place + 1;
+        next = (place + 1) % PLACES;
         if (has_next) next_seen = describe(first + BK, next);
         wait_for_copies();
         // Then no pair of the tile is looked at for its place. Every warp is done with the tile before.

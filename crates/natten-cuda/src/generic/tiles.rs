@@ -6,9 +6,6 @@ use super::{Builder, text};
 use crate::NAME;
 use crate::family::{Argument, Step};
 
-/// Shared memory that the kernel declares itself, at most.
-const OWN_BYTES: u64 = 6 << 10;
-
 /// Queries of a box, keys of a tile, and blocks that a multiprocessor shall have room for, from best to worst.
 const SHAPES: [(u64, u64, u64); 2] = [(64, 64, 1), (32, 32, 1)];
 
@@ -37,7 +34,7 @@ impl Shape {
         let shapes = if is_dmma { &DMMA_SHAPES[..] } else { &SHAPES[..] };
         let mut shapes = shapes.iter().filter_map(|&(queries, keys, blocks)| {
             let shape = Self { queries, keys, is_dmma };
-            (blocks * (shape.shared_bytes(builder) + OWN_BYTES) <= room).then_some(shape)
+            (blocks * (shape.shared_bytes(builder) + shape.own_bytes()) <= room).then_some(shape)
         });
         shapes.next().ok_or_else(|| {
             let what = format!("vectors of {} numbers", problem.head_dim().max(problem.head_dim_v()));
@@ -55,6 +52,12 @@ impl Shape {
         let streamed = if self.is_dmma { 2 * (query + value) } else { query.max(value) };
         let weights = if self.is_dmma { 0 } else { self.queries * (self.keys * builder.real() + 16) };
         self.queries * query + self.keys * streamed + weights
+    }
+
+    /// Bytes that the kernel declares itself: 28 of each key, in three places where tiles are copied ahead, and little more.
+    const fn own_bytes(&self) -> u64 {
+        let places = if self.is_dmma { 3 } else { 1 };
+        places * self.keys * 28 + 256
     }
 
     /// Threads of a block.
