@@ -2,8 +2,8 @@
 //!
 //! Such modules have to declare that model. In it a load or a store is the invocation's own affair unless it says
 //! `NonPrivatePointer`, and a barrier makes nothing known to others unless it says `MakeAvailable` and `MakeVisible`.
-//! naga declares the model and says none of it (gfx-rs/wgpu#8805): drivers may keep workgroup memory in registers, and
-//! NVIDIA's does. So these texts go through naga here, as wgpu would have it, and get what is missing.
+//! naga declares the model and says none of it (gfx-rs/wgpu#8805), so that drivers might keep workgroup memory in
+//! registers. So these texts go through naga here, as wgpu would have it, and get what is missing.
 
 use std::collections::{HashMap, HashSet};
 

@@ -32,10 +32,7 @@ impl Builder<'_> {
             functions += &pair.mask()?;
             functions += &pair.stages()?;
         }
-        let mut bindings = vec![Binding::Arena];
-        if functions.contains("ints[") {
-            bindings.push(Binding::Integers { is_written: false });
-        }
+        let mut bindings = bindings_of(&functions);
         let fill = shape.fill(has_program, bindings.len());
         bindings.extend(
             self.packed
@@ -70,23 +67,15 @@ impl Builder<'_> {
         pair: &Functions<'_>,
     ) -> Result<Vec<(Side, Run)>> {
         let has_program = self.has_program();
-        let mut functions = String::new();
-        if has_program {
-            functions += &pair.mask()?;
-            functions += &pair.weight()?;
-            functions += &pair.grad_score()?;
-        }
+        let functions = if has_program { gradient_functions(pair)? } else { String::new() };
         let of_pass = |pass: Pass| {
-            let mut bindings = vec![Binding::Arena];
-            if functions.contains("ints[") {
-                bindings.push(Binding::Integers { is_written: false });
-            }
+            let mut bindings = bindings_of(&functions);
             let fill = shape.fill(&pass, has_program, bindings.len());
             let packed = pass.bindings().into_iter();
             bindings.extend(packed.map(|(_, role, is_written)| Binding::Packed { role, is_written }));
             let functions = [&shape.constants(&pass), BOXES, HALVES, &functions].concat();
-            let source = shape.matrices.directives().to_owned()
-                + &self.walk(&self.regions, MATRIX_BACKWARD, fill, &functions);
+            let source =
+                shape.matrices.directives() + &self.walk(&self.regions, MATRIX_BACKWARD, fill, &functions);
             let label = if pass.side == Side::Keys { "matrices of keys" } else { "matrices of queries" };
             let workgroups = shape.workgroups(pass.side);
             (pass.side, Run { label: label.to_owned(), source, bindings, workgroups })
@@ -101,12 +90,7 @@ impl Builder<'_> {
         pair: &Functions<'_>,
     ) -> Result<Vec<(Side, String)>> {
         let has_program = self.has_program();
-        let mut functions = String::new();
-        if has_program {
-            functions += &pair.mask()?;
-            functions += &pair.weight()?;
-            functions += &pair.grad_score()?;
-        }
+        let functions = if has_program { gradient_functions(pair)? } else { String::new() };
         let is_wide =
             shape.reads_wide(has_program, &self.places(&["Q", "K", "V", "DO", "TO_DQ", "TO_DK", "TO_DV"]));
         let region = |name: &'static str| self.regions.get(name).map(|_| name);
@@ -148,6 +132,17 @@ impl Builder<'_> {
         let functions = shape.constants() + BOXES;
         self.walk(&self.regions, ROW, Fill::default(), &functions)
     }
+}
+
+/// A program's functions of a pair that gradients are made of.
+fn gradient_functions(pair: &Functions<'_>) -> Result<String> {
+    Ok(pair.mask()? + &pair.weight()? + &pair.grad_score()?)
+}
+
+/// What a shader binds first: the arena, and the captured integers where its functions read some.
+fn bindings_of(functions: &str) -> Vec<Binding> {
+    let integers = functions.contains("ints[").then_some(Binding::Integers { is_written: false });
+    [Binding::Arena].into_iter().chain(integers).collect()
 }
 
 /// A shader that sees its memory as vectors of four, if it is to.
